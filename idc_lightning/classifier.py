@@ -1,0 +1,242 @@
+"""The LightningModule: one step for train, dev and test, around network, loss and metrics."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from idc_lightning.config import AnyOptimizer, AnyScheduler, ModelConfig, parse
+from idc_lightning.data.batches import Batch
+from idc_lightning.data.datamodule import IDCDataModule, as_float
+from idc_lightning.data.grid import NO_CELL, NO_LABEL
+from idc_lightning.errors import IDCError
+from idc_lightning.metrics import idc_probability, patch_metrics
+from idc_lightning.models.backbone import load_pretrained, read_checkpoint
+from idc_lightning.models.batchnorm import adapt_batchnorm
+from idc_lightning.models.network import PatchNetwork
+from idc_lightning.optim import Steps, build_optimizer, build_scheduler
+
+class IDCClassifier(lightning.LightningModule):
+    """Classify patches of breast tissue into healthy and IDC.
+
+    Its checkpoints hold plain values only and load by ``load_from_checkpoint(path)`` alone.
+
+    Args:
+        model: Backbone, head and loss; a section of the configuration or its plain values.
+        optimizer: Likewise.
+        scheduler: Likewise.
+        threshold: Probability from which a patch counts as IDC.
+
+    Attributes:
+        outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
+            float32 [n, 2] of the patches, in the order in which they were seen, on the CPU.
+
+    Raises:
+        IDCError: If a value isn't allowed or the backbone isn't known.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        model: ModelConfig | Mapping[str, Any],
+        optimizer: AnyOptimizer | Mapping[str, Any],
+        scheduler: AnyScheduler | Mapping[str, Any],
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.model_config = parse(ModelConfig, model, "model")
+        self.optimizer_config: AnyOptimizer = parse(AnyOptimizer, optimizer, "optimizer")
+        self.scheduler_config: AnyScheduler = parse(AnyScheduler, scheduler, "scheduler")
+        self.save_hyperparameters(
+            {
+                "model": self.model_config.model_dump(mode="json"),
+                "optimizer": self.optimizer_config.model_dump(mode="json"),
+                "scheduler": self.scheduler_config.model_dump(mode="json"),
+                "threshold": threshold,
+            }
+        )
+        self.network = PatchNetwork(
+            self.model_config.backbone,
+            self.model_config.head,
+            frozen=self.model_config.freeze_backbone,
+        )
+        self.register_buffer("class_weights", self._fixed_class_weights())
+        self.metrics = patch_metrics(threshold)
+        self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def _fixed_class_weights(self) -> Tensor:
+        """The weights of the loss as far as they don't depend on the data."""
+        weights = self.model_config.loss.class_weights
+        return torch.ones(2) if isinstance(weights, str) else torch.tensor(weights)
+
+    @property
+    def data(self) -> IDCDataModule:
+        """The data module of the running trainer."""
+        data: IDCDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Before training: take pretrained weights and weigh the classes.
+
+        Both are overwritten by those of a checkpoint that is resumed.
+
+        Raises:
+            IDCError: If the pretrained weights can't be had.
+        """
+        if stage != "fit":
+            return
+        config = self.model_config
+        load_pretrained(self.network.backbone, config.backbone, config.weights)
+        if config.loss.class_weights == "balanced":
+            self.class_weights = balanced_weights(self.data.class_counts())
+
+    def on_fit_start(self) -> None:
+        """Give a frozen backbone the statistics of the train patches, if asked to."""
+        config = self.model_config
+        # A resumed checkpoint has brought its statistics.
+        resumed = self.trainer.ckpt_path is not None
+        if config.freeze_backbone and config.frozen_batchnorm == "adapt" and not resumed:
+            adapt_batchnorm(self.network, self.network.backbone, self._train_images())
+
+    def _train_images(self) -> Iterator[Tensor]:
+        for batch in self.data.eval_dataloader("train"):
+            yield as_float(batch["image"].to(self.device))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits float32 [B, g, g, 2] of images, float [B, 3, 50g, 50g] in 0 to 1."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch of train.
+
+        Raises:
+            IDCError: If the loss is no longer finite.
+        """
+        loss = self._step(batch, "train")
+        self._check_finite(loss)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the logits of a batch of dev."""
+        self._step(batch, "dev")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the logits of a batch of test."""
+        self._step(batch, "test")
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        """The loss of a batch, whose logits are kept for the metrics of the epoch."""
+        logits = self(batch["image"]).flatten(0, -2)
+        labels = batch["label"].flatten()
+        self._seen.setdefault(stage, []).append((batch["cell"].flatten(), logits.detach(), labels))
+        return self._loss(logits, labels, self.model_config.loss.label_smoothing)
+
+    def _loss(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Weighted cross-entropy of logits [n, 2] and labels [n]; -1 is left out."""
+        return nn.functional.cross_entropy(
+            logits,
+            labels,
+            weight=self.class_weights,
+            label_smoothing=smoothing,
+            ignore_index=NO_LABEL,
+        )
+
+    def _check_finite(self, loss: Tensor) -> None:
+        # A GPU would have to be waited for; there the end of the epoch is soon enough.
+        if loss.device.type != "cpu" or bool(torch.isfinite(loss)):
+            return
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise _diverged(
+            f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), "
+            f"learning rate {rate:.3g}"
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what an interrupted epoch has left."""
+        self._seen.clear()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of train, as seen while learning."""
+        self._close("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of dev."""
+        self._close("dev")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of test."""
+        self._close("test")
+
+    def _close(self, stage: str) -> None:
+        """Log loss and metrics of all patches of an epoch, and keep their logits."""
+        cells, logits, labels = (torch.cat(part) for part in zip(*self._seen.pop(stage), strict=True))
+        if not bool(torch.isfinite(logits).all()):
+            rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
+            at = f", learning rate {rates[0]:.3g}" if rates else ""
+            raise _diverged(
+                f"logits of {stage} are not finite after step {self.global_step} "
+                f"(epoch {self.current_epoch}){at}"
+            )
+        loss = self._loss(logits, labels, smoothing=0.0)
+        self.metrics.update(idc_probability(logits), labels)
+        values = {"loss_epoch" if stage == "train" else "loss": loss, **self.metrics.compute()}
+        self.metrics.reset()
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+        )
+        present = cells != NO_CELL
+        self.outputs[stage] = (cells[present].cpu(), logits[present].cpu())
+
+    def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
+        """The optimizer of what learns, and its scheduler, stepped with each batch."""
+        learning = [weight for weight in self.parameters() if weight.requires_grad]
+        optimizer = build_optimizer(learning, self.optimizer_config)
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        steps = Steps(total, max(1, total // epochs))
+        scheduler = build_scheduler(optimizer, self.scheduler_config, steps)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def balanced_weights(counts: list[int]) -> Tensor:
+    """Weights n / (K n_k) of classes with n_k patches each, float32 [K]."""
+    number = torch.tensor(counts, dtype=torch.float64)
+    return (number.sum() / (len(counts) * number)).float()
+
+
+def _diverged(what: str) -> IDCError:
+    return IDCError(
+        f"training diverged: {what}; lower scheduler.max_lr or optimizer.lr, or set "
+        "trainer.gradient_clip=1"
+    )
+
+
+def load_classifier(path: Path) -> IDCClassifier:
+    """Load a checkpoint for evaluation, with clear errors.
+
+    Raises:
+        IDCError: If it is absent, damaged, holds Python objects, or isn't of this project.
+    """
+    content = read_checkpoint(path)
+    if "hyper_parameters" not in content or "state_dict" not in content:
+        raise IDCError(f"{path} is no checkpoint of idc_lightning: it has no hyper_parameters")
+    try:
+        classifier = IDCClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise IDCError(f"{path} is of another architecture or version: {reason}") from error
+    return classifier.eval()

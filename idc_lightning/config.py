@@ -1,0 +1,355 @@
+"""Every tunable of the project, with its type and its allowed values.
+
+The values stand in ``conf/``, which Hydra composes; `read_config` turns the composition into the
+frozen models below or names every key that is wrong. No model has a default, so that each value
+that a run uses can be read in ``conf/`` and in the run folder's ``.hydra/config.yaml``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from idc_lightning.errors import IDCError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Monitored = Annotated[str, Field(pattern=r"^dev/\w+$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: nothing but the declared keys, and never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentConfig(Section):
+    """Random changes of train images; each image has its own draw."""
+
+    horizontal_flip: bool
+    vertical_flip: bool
+    turns: bool
+    stain_jitter: NotNegative
+    brightness: NotNegative
+
+
+class DataConfig(Section):
+    """What every data set has in common."""
+
+    root: Path | None
+    edge_patches: Literal["pad", "resize", "drop"]
+    on_broken: Literal["error", "skip"]
+    on_conflict: Literal["error", "drop"]
+    sample: Count | None
+    batch_size: Annotated[int, Field(ge=2, strict=True)]
+    eval_batch_size: Count
+    drop_last: bool
+    workers: Annotated[int, Field(ge=0, strict=True)]
+    augment: AugmentConfig
+
+
+class DemoDataConfig(DataConfig):
+    """Synthetic tissue, made on first use."""
+
+    name: Literal["demo"]
+    patients: Count
+    patches: Count | None
+    seed: Seed
+
+
+class IDCDataConfig(DataConfig):
+    """A folder or .zip in the layout of the public data set."""
+
+    name: Literal["idc"]
+
+
+class StratifiedSplitConfig(Section):
+    """Patients spread evenly over the splits by IDC share and number of patches."""
+
+    name: Literal["stratified"]
+    dev: Share
+    test: Share
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> "StratifiedSplitConfig":
+        if self.dev + self.test >= 1:
+            raise ValueError("dev and test together must stay below 1, the rest is train")
+        return self
+
+
+class NotebookSplitConfig(Section):
+    """Two calls of scikit-learn's train_test_split, as in the notebook."""
+
+    name: Literal["notebook"]
+    held_out: Share
+    test: Share
+    seed: Seed
+
+
+class CruzRoaSplitConfig(Section):
+    """The patients' lists of Cruz-Roa et al. 2014."""
+
+    name: Literal["cruz_roa_2014"]
+
+
+class FileSplitConfig(Section):
+    """A CSV file with the columns patient_id and split."""
+
+    name: Literal["file"]
+    path: Path | None
+
+
+class HeadConfig(Section):
+    """Layers between the backbone's features and the logits."""
+
+    hidden: list[Count]
+    dropout: Probability
+    bias: float
+
+
+class LossConfig(Section):
+    """Cross-entropy over healthy and IDC."""
+
+    class_weights: Literal["balanced", "none"] | Annotated[
+        list[Positive], Field(min_length=2, max_length=2)
+    ]
+    label_smoothing: Probability
+
+
+class ModelConfig(Section):
+    """Backbone, head and loss."""
+
+    backbone: str
+    weights: str
+    freeze_backbone: bool
+    frozen_batchnorm: Literal["imagenet", "adapt"]
+    head: HeadConfig
+    loss: LossConfig
+
+
+class SGDConfig(Section):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Probability
+    nesterov: bool
+    weight_decay: NotNegative
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "SGDConfig":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        return self
+
+
+class AdamWConfig(Section):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"]
+    lr: Positive
+    betas: tuple[Probability, Probability]
+    weight_decay: NotNegative
+
+
+class CyclicConfig(Section):
+    """Triangular cycles between two rates, stepped with each batch."""
+
+    name: Literal["cyclic"]
+    base_lr: Positive
+    max_lr: Positive
+    half_cycle: Positive
+    unit: Literal["epochs", "steps"]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CyclicConfig":
+        if self.base_lr > self.max_lr:
+            raise ValueError(f"base_lr={self.base_lr:g} is above max_lr={self.max_lr:g}")
+        return self
+
+
+class OneCycleConfig(Section):
+    """One rise to the highest rate and one long fall, stepped with each batch."""
+
+    name: Literal["onecycle"]
+    max_lr: Positive
+    warmup: Share
+
+
+class CosineConfig(Section):
+    """Half a cosine from the optimizer's rate to a last one, stepped with each batch."""
+
+    name: Literal["cosine"]
+    min_lr: NotNegative
+
+
+class ConstantConfig(Section):
+    """The optimizer's rate throughout."""
+
+    name: Literal["none"]
+
+
+class TrainerConfig(Section):
+    """How long, on what and in which precision."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+    epochs: Count
+    gradient_clip: Positive | None
+    deterministic: bool | Literal["warn"]
+    log_every_n_steps: Count
+    profiler: Literal["simple", "advanced"] | None
+
+
+class CheckpointConfig(Section):
+    """Which epoch is the best."""
+
+    monitor: Monitored
+    mode: Literal["min", "max"]
+
+
+class EarlyStoppingConfig(Section):
+    """When to stop before the last epoch."""
+
+    monitor: Monitored
+    mode: Literal["min", "max"]
+    patience: Count
+    min_delta: NotNegative
+
+
+class CallbacksConfig(Section):
+    """What happens beside the training itself."""
+
+    checkpoint: CheckpointConfig
+    early_stopping: EarlyStoppingConfig | None
+    progress: Literal["auto", "rich", "plain", "none"]
+
+
+class LoggerConfig(Section):
+    """Where losses and metrics are written."""
+
+    tensorboard: bool
+    csv: bool
+
+
+class ResultsConfig(Section):
+    """How the numbers of results.json are made."""
+
+    threshold: Share
+    draws: Count
+    confidence: Share
+
+
+AnyData = Annotated[DemoDataConfig | IDCDataConfig, Field(discriminator="name")]
+AnySplit = Annotated[
+    StratifiedSplitConfig | NotebookSplitConfig | CruzRoaSplitConfig | FileSplitConfig,
+    Field(discriminator="name"),
+]
+AnyOptimizer = Annotated[SGDConfig | AdamWConfig, Field(discriminator="name")]
+AnyScheduler = Annotated[
+    CyclicConfig | OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")
+]
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    data: AnyData
+    split: AnySplit
+    model: ModelConfig
+    optimizer: AnyOptimizer
+    scheduler: AnyScheduler
+    trainer: TrainerConfig
+    callbacks: CallbacksConfig
+    logger: LoggerConfig
+    results: ResultsConfig
+    seed: Seed
+    cache: Path
+
+    def digest(self) -> str:
+        """SHA-256 of all values, as 64 hexadecimal digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+S = TypeVar("S")
+
+
+def read_config(cfg: DictConfig) -> Config:
+    """Check a composed configuration.
+
+    Args:
+        cfg: What Hydra composed from ``conf/`` and the overrides.
+
+    Raises:
+        IDCError: Naming each key that is unknown, missing or has a value that isn't allowed.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise IDCError(f"configuration: {error.full_key}: {reason}") from error
+    return parse(Config, values)
+
+
+def parse(schema: type[S], values: Any, where: str = "") -> S:  # noqa: ANN401 - checked here
+    """Turn plain values into a section, or name all that is wrong with them.
+
+    Args:
+        schema: The section's class, or a union of classes.
+        values: A mapping of plain values.
+        where: The section's place in the configuration, e.g. ``"model"``.
+
+    Raises:
+        IDCError: Naming each key that is unknown, missing or has a value that isn't allowed.
+    """
+    try:
+        return TypeAdapter[S](schema).validate_python(values)
+    except ValidationError as error:
+        problems = [_problem(where, values, dict(item)) for item in error.errors()]
+        raise IDCError(f"configuration: {'; '.join(dict.fromkeys(problems))}") from error
+
+
+def _problem(where: str, values: Any, item: Mapping[str, Any]) -> str:  # noqa: ANN401
+    """One line on one of pydantic's errors, with the key as the user typed it."""
+    key = ".".join([where, *_typed_key(values, item["loc"])]).strip(".")
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    value = item["input"]
+    shown = "" if isinstance(value, Mapping | BaseModel) else f"={_shown(value)}"
+    return f"{key}{shown} {message}"
+
+
+def _typed_key(values: Any, location: tuple[str | int, ...]) -> list[str]:  # noqa: ANN401
+    """Drop the names of union members that pydantic puts between the keys."""
+    keys: list[str] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(values, Mapping) and (part in values or last and "[" not in str(part)):
+            keys.append(str(part))
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+            keys.append(str(part))
+            values = values[part]
+    return keys
+
+
+def _shown(value: object) -> str:
+    """A value as it would be typed on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""From a folder of patches to batches: index, split, store, augmentation, data module."""

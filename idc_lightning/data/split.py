@@ -1,0 +1,247 @@
+"""From the table of patches to a split of the patients into train, dev and test.
+
+Each way to split is one function, registered in `SPLITS` under the name of its configuration.
+Patches of one patient resemble one another, so a patient is never divided.
+"""
+
+import csv
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from idc_lightning.config import (
+    AnySplit,
+    CruzRoaSplitConfig,
+    FileSplitConfig,
+    NotebookSplitConfig,
+    StratifiedSplitConfig,
+)
+from idc_lightning.errors import IDCError, listed
+from idc_lightning.files import write_text
+
+NAMES = ("train", "dev", "test")
+
+CANDIDATES = 200
+"""Splits that are drawn before the most even one is taken."""
+
+
+def patients_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Summarise the patches of each patient.
+
+    Args:
+        table: Patches with patient_id and target.
+
+    Returns:
+        One row for each patient, ordered and indexed by patient_id: patches (number) and idc
+        (share of IDC patches, 0 to 1).
+    """
+    groups = table.groupby("patient_id", sort=True)["target"]
+    return pd.DataFrame({"patches": groups.size(), "idc": groups.mean()})
+
+
+def split_patients(table: pd.DataFrame, config: AnySplit) -> pd.Series:
+    """Assign the patients of a table to train, dev and test.
+
+    Args:
+        table: Patches with patient_id and target.
+        config: Which split, and its values.
+
+    Returns:
+        Series of ``"train"``, ``"dev"`` or ``"test"``, ordered and indexed by patient_id. A
+        patient that a published split doesn't know is absent.
+
+    Raises:
+        IDCError: If there are too few patients, or a split's own list doesn't fit the data.
+    """
+    patients = patients_of(table)
+    splits = SPLITS[config.name](patients, config).rename("split").rename_axis("patient_id")
+    empty = [name for name in NAMES if not (splits == name).any()]
+    if empty:
+        raise _too_few(config.name, len(patients), f"leave no patient for {' and '.join(empty)}")
+    return splits.sort_index()
+
+
+def _too_few(name: str, count: int, reason: str) -> IDCError:
+    return IDCError(f"too few patients for split={name}: {count} {reason}; add patients, or "
+                    "give your own lists by split=file split.path=<csv>")
+
+
+def stratified(patients: pd.DataFrame, config: StratifiedSplitConfig) -> pd.Series:
+    """Spread patients evenly by IDC share and number of patches.
+
+    The patients are put in a row in which neighbours are alike (by classes of IDC share, and by
+    size within a class). The row is cut into as many pieces as a split shall have patients, and
+    one patient of each piece is drawn. Of `CANDIDATES` such draws, the one is kept whose splits
+    differ least from the whole in their IDC share and in their number of patches per patient.
+    """
+    count = len(patients)
+    sizes = {name: max(1, round(count * getattr(config, name))) for name in ("test", "dev")}
+    if count - sum(sizes.values()) < 1:
+        raise _too_few(config.name, count, "can't be divided in three")
+    row = _row_of_alike(patients, classes=max(1, round(min(sizes.values()) ** 0.5)))
+    patches = patients["patches"].to_numpy()
+    idc = patches * patients["idc"].to_numpy()
+    generator = np.random.default_rng(config.seed)
+    best, least = np.empty(0), np.inf
+    for _ in range(CANDIDATES):
+        labels = np.full(count, "train", dtype=object)
+        left = row
+        for name, size in sizes.items():
+            taken = np.array([generator.choice(piece) for piece in np.array_split(left, size)])
+            labels[taken] = name
+            left = left[~np.isin(left, taken)]
+        unevenness = 0.0
+        for name in NAMES:
+            here = labels == name
+            unevenness += abs(patches[here].mean() / patches.mean() - 1)
+            unevenness += abs(idc[here].sum() / patches[here].sum() * patches.sum() / idc.sum() - 1
+                              ) if idc.any() else 0.0
+        if unevenness < least:
+            best, least = labels, unevenness
+    return pd.Series(best, index=patients.index)
+
+
+def _row_of_alike(patients: pd.DataFrame, classes: int) -> np.ndarray:
+    """Row numbers of the patients, by classes of IDC share, within each up or down in size."""
+    by_share = np.argsort(patients["idc"].to_numpy(), kind="stable")
+    pieces = []
+    for number, members in enumerate(np.array_split(by_share, classes)):
+        by_size = members[np.argsort(patients["patches"].to_numpy()[members], kind="stable")]
+        pieces.append(by_size if number % 2 == 0 else by_size[::-1])
+    return np.concatenate(pieces)
+
+
+def notebook(patients: pd.DataFrame, config: NotebookSplitConfig) -> pd.Series:
+    """Divide as the notebook does: at random, and the held-out part once more."""
+    ids = patients.index.tolist()
+    if len(ids) < 4:
+        raise _too_few(config.name, len(ids), "can't be divided twice")
+    train, held_out = train_test_split(
+        ids, test_size=config.held_out, random_state=config.seed
+    )
+    if len(held_out) < 2:
+        raise _too_few(config.name, len(ids), "can't be divided twice")
+    # The notebook takes the first part of the second call as test and the rest as dev.
+    test, dev = train_test_split(
+        held_out, test_size=1 - config.test, random_state=config.seed
+    )
+    names = {"train": train, "dev": dev, "test": test}
+    return pd.Series({patient: name for name, members in names.items() for patient in members})
+
+
+def cruz_roa_2014(patients: pd.DataFrame, config: CruzRoaSplitConfig) -> pd.Series:
+    """Take the patients' lists published with Cruz-Roa et al. 2014.
+
+    A. Cruz-Roa et al., "Automatic detection of invasive ductal carcinoma in whole slide images
+    with convolutional neural networks", Proc. SPIE 9041, 2014: 84 patients for training, 29 for
+    validation, 49 for test. Two of the training list (8915, 9024) are not in the public data set.
+    """
+    text = resources.files("idc_lightning.data").joinpath("cruz_roa_2014.csv").read_text()
+    published = pd.Series({row["patient_id"]: row["split"] for row in csv.DictReader(
+        text.splitlines())})
+    present = published[published.index.isin(patients.index)]
+    if present.empty:
+        raise IDCError(
+            f"none of the {len(published)} patients of split={config.name} is in the data: "
+            "take split=stratified"
+        )
+    return present
+
+
+def from_file(patients: pd.DataFrame, config: FileSplitConfig) -> pd.Series:
+    """Read a CSV with the columns patient_id and split; it must name each patient once."""
+    if config.path is None:
+        raise IDCError("split.path is not set: split=file needs a CSV, split.path=splits.csv")
+    splits = read_splits(config.path)
+    problems = {
+        "unknown to the data": [i for i in splits.index if i not in patients.index],
+        "missing from the file": [i for i in patients.index if i not in splits.index],
+    }
+    found = [f"{listed(ids)} ({kind})" for kind, ids in problems.items() if ids]
+    if found:
+        raise IDCError(f"{config.path} doesn't fit the data: patients {'; '.join(found)}")
+    return splits
+
+
+SPLITS: dict[str, Callable[[pd.DataFrame, Any], pd.Series]] = {
+    "stratified": stratified,
+    "notebook": notebook,
+    "cruz_roa_2014": cruz_roa_2014,
+    "file": from_file,
+}
+"""Ways to split: a function of the patients' table and the split's configuration."""
+
+
+def read_splits(path: Path) -> pd.Series:
+    """Read a splits.csv.
+
+    Returns:
+        Series of ``"train"``, ``"dev"`` or ``"test"``, indexed by patient_id, in the file's order.
+
+    Raises:
+        IDCError: If the file can't be read, lacks a column, names an unknown split or assigns a
+            patient twice.
+    """
+    try:
+        # Text throughout, since pandas would turn the patient 00123 into 123.
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise IDCError(f"can't read the split {path}: {str(error).splitlines()[0]}") from error
+    missing = [name for name in ("patient_id", "split") if name not in rows.columns]
+    if missing:
+        raise IDCError(f"{path} has no column {' and '.join(missing)}: patient_id,split are needed")
+    rows = rows[["patient_id", "split"]].apply(lambda column: column.str.strip())
+    unknown = rows.loc[~rows["split"].isin(NAMES), "split"].unique().tolist()
+    if unknown:
+        raise IDCError(f"{path} has unknown splits {listed(unknown)}: use train, dev or test")
+    double = rows.loc[rows.duplicated("patient_id"), "patient_id"].unique().tolist()
+    if double:
+        raise IDCError(f"{path} assigns patients more than once: {listed(double)}")
+    return rows.set_index("patient_id")["split"]
+
+
+def splits_csv(splits: pd.Series) -> str:
+    """The text of splits.csv, ordered by patient, so that equal splits give equal text."""
+    lines = [f"{patient},{name}" for patient, name in splits.sort_index().items()]
+    return "\n".join(["patient_id,split", *lines]) + "\n"
+
+
+def split_hash(splits: pd.Series) -> str:
+    """SHA-256 of splits.csv, as 64 hexadecimal digits."""
+    return hashlib.sha256(splits_csv(splits).encode()).hexdigest()
+
+
+def write_splits(splits: pd.Series, path: Path) -> None:
+    """Write a splits.csv that `read_splits` reads."""
+    write_text(path, splits_csv(splits))
+
+
+def check_leaks(table: pd.DataFrame) -> None:
+    """Stop if a patient or an image stands in two splits.
+
+    Args:
+        table: Patches with patient_id, split, path, digest (of the pixels) and blank (one colour
+            throughout, as of empty glass, which tells nothing about a patient).
+
+    Raises:
+        IDCError: Naming the patients, or the images by pairs of files.
+    """
+    splits = table.groupby("patient_id")["split"].nunique()
+    divided = splits.index[splits > 1].tolist()
+    if divided:
+        raise IDCError(f"leak: patients {listed(divided)} stand in more than one split")
+    images = table[~table["blank"]]
+    images = images[images.duplicated("digest", keep=False)]
+    across = images.groupby("digest")["split"].transform("nunique") > 1
+    if across.any():
+        copies = images[across].groupby("digest", sort=False)["path"].agg(" = ".join)
+        raise IDCError(
+            f"leak: {len(copies)} images stand in more than one split: {listed(copies.tolist())}; "
+            "delete the copies, or put these patients in one split by split=file split.path=<csv>"
+        )

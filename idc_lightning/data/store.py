@@ -1,0 +1,189 @@
+"""From the table of patches to their pixels, decoded once and kept in memory.
+
+Each file is checked while it is read, so that a broken one is known before training begins; what
+had to be converted or padded is counted.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+from rich.progress import track
+
+from idc_lightning.data.grid import PATCH
+from idc_lightning.errors import IDCError
+
+CHUNK = 256
+"""Patches that a thread decodes at a time."""
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class Store:
+    """The pixels of a table of patches.
+
+    Attributes:
+        table: The patches that could be read, numbered like ``pixels``, with further columns edge
+            (bool, smaller than 50x50 px), blank (bool, one colour throughout) and digest (str, of
+            the pixels as they were in the file).
+        pixels: uint8 [N, 50, 50, 3], RGB.
+        converted: Number of files by what they were converted from (grey, alpha, 16 bit, palette).
+        broken: Number of files left out because they can't be read.
+        dropped: Number of edge patches left out.
+    """
+
+    table: pd.DataFrame
+    pixels: npt.NDArray[np.uint8]
+    converted: dict[str, int]
+    broken: int
+    dropped: int
+
+    def notes(self) -> list[str]:
+        """One line on each kind of patch that was left out or changed."""
+        kinds = {
+            "left out {} patches that can't be read": self.broken,
+            "left out {} edge patches": self.dropped,
+            "edge patches smaller than 50x50 px: {}": int(self.table["edge"].sum()),
+        }
+        notes = [line.format(f"{count:,}") for line, count in kinds.items() if count]
+        return notes + [f"converted {n:,} {kind} patches to RGB" for kind, n in
+                        sorted(self.converted.items())]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One file: either its pixels or what is wrong with it."""
+
+    pixels: npt.NDArray[np.uint8] | None = None
+    problem: str = ""
+    converted: str = ""
+    edge: bool = False
+    blank: bool = False
+    digest: str = ""
+
+
+def decode(
+    root: Path, table: pd.DataFrame, *, edge_patches: str = "pad", on_broken: str = "error"
+) -> Store:
+    """Read all patches of a table.
+
+    Args:
+        root: Folder that the table's paths start from.
+        table: Patches with the column path.
+        edge_patches: What becomes of patches smaller than 50x50 px: ``"pad"`` with white on the
+            right and below, ``"resize"`` (bilinear) or ``"drop"``.
+        on_broken: ``"error"``, or ``"skip"`` to leave out files that can't be read.
+
+    Raises:
+        IDCError: Naming all files that can't be read, or if no patch is left.
+    """
+    paths = [str(root / path) for path in table["path"]]
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    pixels = np.full((len(paths), PATCH, PATCH, 3), WHITE, dtype=np.uint8)
+    found: list[_Decoded] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = pool.map(lambda chunk: [_decode(path, edge_patches) for path in chunk], chunks)
+        for patches in _progress(decoded, len(chunks)):
+            for patch in patches:
+                if patch.pixels is not None:
+                    height, width = patch.pixels.shape[:2]
+                    pixels[len(found), :height, :width] = patch.pixels
+                found.append(_without_pixels(patch))
+    broken = np.array([bool(patch.problem) for patch in found])
+    if broken.any() and on_broken == "error":
+        raise _broken_files(table.loc[broken, "path"], [p.problem for p in found if p.problem])
+    edge = np.array([patch.edge for patch in found])
+    kept = ~broken & ~(edge if edge_patches == "drop" else np.zeros_like(edge))
+    if not kept.any():
+        raise IDCError(f"no patch of {root} is left: all are broken or dropped as edge patches")
+    columns = {name: [getattr(p, name) for p in found] for name in ("edge", "blank", "digest")}
+    return Store(
+        table=table.assign(**columns)[kept].reset_index(drop=True),
+        pixels=pixels if kept.all() else pixels[kept],
+        converted=dict(Counter(patch.converted for patch in found if patch.converted)),
+        broken=int(broken.sum()),
+        dropped=int((edge & ~broken & ~kept).sum()),
+    )
+
+
+def _progress(
+    chunks: Iterable[list[_Decoded]], count: int
+) -> Iterable[list[_Decoded]]:
+    return track(chunks, "reading patches", total=count, transient=True)
+
+
+def _without_pixels(patch: _Decoded) -> _Decoded:
+    """All but the pixels, which stand in the store."""
+    return _Decoded(None, patch.problem, patch.converted, patch.edge, patch.blank, patch.digest)
+
+
+def _broken_files(paths: Iterable[str], problems: list[str]) -> IDCError:
+    lines = [f"  {path}: {problem}" for path, problem in zip(paths, problems, strict=True)]
+    return IDCError(
+        "\n".join([f"{len(lines)} patches can't be read (listed below): mend or delete them, or "
+                   "set data.on_broken=skip to leave them out", *lines])
+    )
+
+
+def _decode(path: str, edge_patches: str) -> _Decoded:
+    try:
+        content = Path(path).read_bytes()
+        if not content:
+            return _Decoded(problem="empty file")
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            width, height = image.size
+            if width > PATCH or height > PATCH:
+                return _Decoded(problem=f"{width}x{height} px, more than {PATCH}x{PATCH}")
+            image.load()
+            rgb, converted = _to_rgb(image, bits=content[24])
+    except Image.UnidentifiedImageError:
+        return _Decoded(problem="not a PNG image")
+    except OSError as error:
+        return _Decoded(problem=error.strerror or str(error))
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _Decoded(problem=f"damaged PNG ({error})")
+    pixels = np.asarray(rgb)
+    edge = pixels.shape[:2] != (PATCH, PATCH)
+    described = {
+        "converted": converted,
+        "edge": edge,
+        "blank": bool((pixels == pixels[0, 0]).all()),
+        "digest": hashlib.blake2b(
+            f"{width}x{height}".encode() + pixels.tobytes(), digest_size=12
+        ).hexdigest(),
+    }
+    if edge and edge_patches == "resize":
+        pixels = np.asarray(rgb.resize((PATCH, PATCH), Image.Resampling.BILINEAR))
+    return _Decoded(pixels=pixels, **described)
+
+
+def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
+    """Convert to 8-bit RGB.
+
+    Args:
+        image: A PNG of any mode.
+        bits: Bits of a sample, from the file's header (byte 24, PNG specification 11.2.2).
+
+    Returns:
+        The image and what it was before, which is empty if it was 8-bit RGB.
+    """
+    if image.mode.startswith("I"):  # grey of 16 bit; Pillow would clip it at 255
+        wide = np.asarray(image, dtype=np.int64)
+        return Image.fromarray((wide // 257).astype(np.uint8)).convert("RGB"), "16-bit"
+    kind = "16-bit" if bits == 16 else ""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image, kind
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), kind or "RGBA"
+    return image.convert("RGB"), kind or ("palette" if image.mode == "P" else "grey")

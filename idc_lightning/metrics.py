@@ -1,0 +1,56 @@
+"""Which metrics are computed; IDC is the positive class throughout."""
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
+    BinarySpecificity,
+    BinaryStatScores,
+)
+
+
+class BinaryBalancedAccuracy(BinaryStatScores):
+    """Mean of recall and specificity; NaN if a class is absent."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def compute(self) -> Tensor:
+        """The metric of all patches seen so far, a scalar in 0 to 1."""
+        tp, fp, tn, fn = self._final_state()
+        return (tp / (tp + fn) + tn / (tn + fp)) / 2
+
+
+def patch_metrics(threshold: float) -> MetricCollection:
+    """Metrics of patches, by the names of results.json.
+
+    Args:
+        threshold: Probability from which a patch counts as IDC.
+
+    Returns:
+        A collection that takes probabilities of IDC, float [N], and labels, int [N]; -1 is left
+        out.
+    """
+    ignore = {"ignore_index": -1}
+    return MetricCollection(
+        {
+            "f1": BinaryF1Score(threshold, **ignore),
+            "precision": BinaryPrecision(threshold, **ignore),
+            "recall": BinaryRecall(threshold, **ignore),
+            "specificity": BinarySpecificity(threshold, **ignore),
+            "balanced_accuracy": BinaryBalancedAccuracy(threshold, **ignore),
+            "auroc": BinaryAUROC(**ignore),
+            "average_precision": BinaryAveragePrecision(**ignore),
+        }
+    )
+
+
+def idc_probability(logits: Tensor) -> Tensor:
+    """Softmax probability of IDC: float [..., 2] to [...]."""
+    return torch.softmax(logits.float(), dim=-1)[..., 1]

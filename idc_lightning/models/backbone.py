@@ -1,0 +1,150 @@
+"""torchvision's convolutional classifiers without their classifier, and their pretrained weights.
+
+A backbone maps images of any size to a map of features, so that one net serves single patches and
+crops of tissue alike.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from idc_lightning.errors import IDCError
+
+CHECKPOINT_PREFIX = "network.backbone."
+"""What this project's checkpoints put before the names of the backbone's weights."""
+
+
+def build_backbone(name: str) -> tuple[nn.Module, int]:
+    """Make a backbone with random weights.
+
+    Args:
+        name: A classifier of torchvision, e.g. ``"resnet18"``, ``"efficientnet_b0"``.
+
+    Returns:
+        A module that maps float [B, 3, H, W] to features [B, F, h, w], and F. Names of its weights
+        are those of torchvision.
+
+    Raises:
+        IDCError: If torchvision has no such classifier, or it isn't convolutional.
+    """
+    if name not in models.list_models(module=models):
+        close = [known for known in models.list_models(module=models) if name[:6] in known]
+        hint = f"did you mean {', '.join(close[:5])}?" if close else "resnet18 is one"
+        raise IDCError(f"model.backbone={name} is no classifier of torchvision: {hint}")
+    # GoogLeNet and Inception have further outputs and need larger images.
+    classifier = None if name in ("googlenet", "inception_v3") else models.get_model(name)
+    if hasattr(classifier, "layer4"):
+        children = list(classifier.named_children())
+        layers = OrderedDict(child for child in children if child[0] not in ("avgpool", "fc"))
+    elif hasattr(classifier, "features"):
+        layers = OrderedDict([("features", classifier.features)])
+        if name.startswith("densenet"):
+            layers["relu"] = nn.ReLU()  # torchvision applies it between features and pooling
+    elif hasattr(classifier, "trunk_output"):
+        layers = OrderedDict([("stem", classifier.stem), ("trunk_output", classifier.trunk_output)])
+    else:
+        raise IDCError(
+            f"model.backbone={name} can't map crops of tissue: take a convolutional one, e.g. "
+            "resnet18, resnet50, densenet121, efficientnet_b0, mobilenet_v3_large, convnext_tiny"
+        )
+    backbone = nn.Sequential(layers)
+    return backbone, _width(backbone)
+
+
+def _width(backbone: nn.Module) -> int:
+    """Number of features, found by a small image."""
+    backbone.eval()
+    with torch.inference_mode():
+        width = int(backbone(torch.zeros(1, 3, 64, 64)).shape[1])
+    backbone.train()
+    return width
+
+
+def load_pretrained(backbone: nn.Module, name: str, weights: str) -> None:
+    """Give a backbone its first weights.
+
+    Args:
+        backbone: Made by `build_backbone`.
+        name: Its name in torchvision.
+        weights: ``"none"`` leaves the random ones, ``"imagenet"`` takes torchvision's default ones,
+            all else is a file: a state dict of torchvision or a checkpoint of this project.
+
+    Raises:
+        IDCError: If the weights can't be downloaded or read, or are of another architecture.
+    """
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        state = _imagenet(name)
+    else:
+        state = _from_file(Path(weights).expanduser())
+    wanted = backbone.state_dict()
+    found = {key: value for key, value in state.items() if key in wanted}
+    # torchvision's older files have no counter of BatchNorm's batches.
+    missing = [k for k in wanted if k not in found and not k.endswith("num_batches_tracked")]
+    shapes = [k for k, value in found.items() if value.shape != wanted[k].shape]
+    if missing or shapes:
+        wrong = (missing + shapes)[0]
+        raise IDCError(
+            f"model.weights={weights} are not of model.backbone={name}: {len(missing)} weights are "
+            f"missing and {len(shapes)} have another shape, e.g. {wrong}"
+        )
+    backbone.load_state_dict({**wanted, **found})
+
+
+def _imagenet(name: str) -> Mapping[str, Tensor]:
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise IDCError(
+            f"can't download the ImageNet weights of {name} ({error}): put {weights.url} into "
+            f"{folder}, give a file by model.weights=<file>, or train from scratch by "
+            "model.weights=none"
+        ) from error
+
+
+def _from_file(path: Path) -> Mapping[str, Tensor]:
+    """The backbone's weights in a file, by torchvision's names."""
+    content = read_checkpoint(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping):
+        raise IDCError(f"{path} holds no weights: its state_dict is a {type(state).__name__}")
+    state = {str(k).removeprefix(CHECKPOINT_PREFIX): v for k, v in state.items()}
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file of weights without running code that it may hold.
+
+    Raises:
+        IDCError: If it is absent, damaged or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise IDCError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = (
+            "it holds Python objects, which could run code when loaded; only tensors and plain "
+            "values are read"
+            if "Unsupported" in str(error) or "GLOBAL" in str(error)
+            else "it is damaged or no checkpoint"
+        )
+        raise IDCError(f"can't read {path}: {reason}") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise IDCError(
+            f"can't read {path}: it is damaged, incomplete or no checkpoint"
+        ) from error
+    if not isinstance(content, dict):
+        raise IDCError(f"can't read {path}: it holds a {type(content).__name__}, not weights")
+    return content

@@ -1,0 +1,138 @@
+"""The network: normalisation, backbone, pooling to the grid of cells, head on each cell.
+
+For a single patch the pooling is torchvision's global one, so the notebook's net is the case of a
+grid of one cell.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idc_lightning.config import HeadConfig
+from idc_lightning.data.grid import PATCH
+from idc_lightning.models.backbone import build_backbone
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of RGB that torchvision's weights were trained with."""
+
+
+class Normalize(nn.Module):
+    """Subtract ImageNet's mean and divide by its standard deviation, by colour.
+
+    It is a part of the network, so that a checkpoint needs nothing beside it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise float [B, 3, H, W] in 0 to 1."""
+        return (image - self.mean) / self.std
+
+
+class Head(nn.Sequential):
+    """Hidden layers of Linear, ReLU, BatchNorm and Dropout, then the logits.
+
+    Weights begin as X. Glorot's and Y. Bengio's uniform ("Understanding the difficulty of training
+    deep feedforward neural networks", AISTATS 2010).
+
+    Args:
+        features: Number of the backbone's features.
+        classes: Number of classes.
+        config: Sizes, dropout and first bias.
+    """
+
+    def __init__(self, features: int, classes: int, config: HeadConfig) -> None:
+        sizes = [features, *config.hidden]
+        layers: list[nn.Module] = []
+        for size, hidden in pairwise(sizes):
+            layers += [
+                nn.Linear(size, hidden),
+                nn.ReLU(),
+                nn.BatchNorm1d(hidden),
+                nn.Dropout(config.dropout),
+            ]
+        layers.append(nn.Linear(sizes[-1], classes))
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.constant_(layer.bias, config.bias)
+        super().__init__(*layers)
+
+
+class PatchNetwork(nn.Module):
+    """Logits for each cell of crops of tissue.
+
+    Args:
+        backbone: Name of a convolutional classifier of torchvision.
+        head: Layers on the features of a cell.
+        classes: Number of classes.
+        frozen: Whether the backbone learns nothing, neither weights nor statistics.
+
+    Raises:
+        IDCError: If the backbone isn't known.
+    """
+
+    def __init__(
+        self, backbone: str, head: HeadConfig, *, classes: int = 2, frozen: bool = False
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize()
+        self.backbone, width = build_backbone(backbone)
+        self.head = Head(width, classes, head)
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        # Convolutions on the CPU and on tensor cores are quicker with colours last.
+        self.backbone.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "PatchNetwork":
+        """Switch between training and evaluation; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def features(self, image: Tensor) -> Tensor:
+        """Features of each cell.
+
+        Args:
+            image: Float [B, 3, 50g, 50g] in 0 to 1.
+
+        Returns:
+            Float32 [B, g, g, F].
+        """
+        grid = image.shape[-1] // PATCH
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            image = self.normalize(image).contiguous(memory_format=torch.channels_last)
+            maps = self.backbone(image)
+            # The mean, unlike adaptive pooling, is deterministic on GPUs.
+            pooled = (
+                maps.mean(dim=(2, 3), keepdim=True)
+                if grid == 1
+                else F.adaptive_avg_pool2d(maps, grid)
+            )
+        return pooled.permute(0, 2, 3, 1).float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of each cell.
+
+        Args:
+            image: Float [B, 3, 50g, 50g] in 0 to 1.
+
+        Returns:
+            Float32 [B, g, g, K].
+        """
+        features = self.features(image)
+        batch, rows, columns, width = features.shape
+        # The head costs little, and bfloat16 logits would be too coarse to rank patches by.
+        with torch.autocast(image.device.type, enabled=False):
+            logits: Tensor = self.head(features.reshape(-1, width))
+        return logits.reshape(batch, rows, columns, -1)

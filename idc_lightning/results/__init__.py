@@ -1,0 +1,1 @@
+"""From per-patch predictions to numbers that can be believed."""

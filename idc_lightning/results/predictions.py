@@ -1,0 +1,48 @@
+"""The table of predictions: one row for each patch of a split, each exactly once."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from idc_lightning.files import write_text
+from idc_lightning.metrics import idc_probability
+
+COLUMNS = ("patient_id", "x", "y", "true", "predicted", "proba")
+
+
+def predictions_table(
+    patches: pd.DataFrame, cells: Tensor, logits: Tensor, *, threshold: float
+) -> pd.DataFrame:
+    """Join logits with the patches that they belong to.
+
+    Args:
+        patches: The data module's table.
+        cells: Row numbers in it, int64 [n]; one that occurs again is left out.
+        logits: Float [n, 2].
+        threshold: Probability from which a patch counts as IDC.
+
+    Returns:
+        Rows in the order of ``patches``: patient_id, x, y (pixels, from 1), true and predicted (0
+        healthy, 1 IDC), proba (of IDC, 0 to 1).
+    """
+    rows, first = np.unique(cells.numpy(), return_index=True)
+    probability = idc_probability(logits).numpy()[first].astype(np.float64)
+    chosen = patches.iloc[rows]
+    return pd.DataFrame(
+        {
+            "patient_id": chosen["patient_id"].to_numpy(),
+            "x": chosen["x"].to_numpy(),
+            "y": chosen["y"].to_numpy(),
+            "true": chosen["target"].to_numpy(),
+            "predicted": (probability >= threshold).astype(np.int64),
+            "proba": probability,
+        },
+        columns=list(COLUMNS),
+    )
+
+
+def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
+    """Write predictions as CSV; ``proba`` has all digits of a float32."""
+    write_text(path, predictions.to_csv(index=False, float_format="%.9g", lineterminator="\n"))

@@ -1,0 +1,161 @@
+"""The Trainer of a configuration: hardware and precision, callbacks, loggers."""
+
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+
+from idc_lightning.callbacks import EpochLines, Throughput
+from idc_lightning.config import CallbacksConfig, Config, LoggerConfig, TrainerConfig
+from idc_lightning.errors import IDCError
+
+
+def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightning.Trainer:
+    """Make the Trainer of a run.
+
+    Args:
+        config: The run's configuration.
+        folder: The run folder.
+        interactive: Whether somebody watches a terminal.
+
+    Raises:
+        IDCError: If the hardware lacks what the configuration asks for.
+    """
+    trainer = config.trainer
+    accelerator = resolve_accelerator(trainer)
+    loggers = build_loggers(config.logger, folder)
+    progress = progress_kind(config.callbacks, interactive=interactive)
+    return lightning.Trainer(
+        accelerator=accelerator,
+        devices=trainer.devices,
+        precision=resolve_precision(trainer, accelerator),
+        max_epochs=trainer.epochs,
+        gradient_clip_val=trainer.gradient_clip,
+        deterministic=trainer.deterministic,
+        log_every_n_steps=trainer.log_every_n_steps,
+        profiler=build_profiler(trainer),
+        callbacks=build_callbacks(config.callbacks, folder, progress, logs=bool(loggers)),
+        logger=loggers,
+        enable_progress_bar=progress != "none",
+        enable_model_summary=False,
+        # Errors of dev's metrics show in the first epoch; a sanity check would only cost time.
+        num_sanity_val_steps=0,
+        # Samplers of this project divide the patches among processes themselves.
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+def resolve_accelerator(config: TrainerConfig) -> str:
+    """``"cpu"`` or ``"gpu"``.
+
+    Raises:
+        IDCError: If more GPUs are asked for than there are.
+    """
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.accelerator == "gpu" and present < config.devices:
+        raise IDCError(
+            f"trainer.accelerator=gpu with trainer.devices={config.devices}, but "
+            f"{present or 'no'} GPU is present: take trainer=cpu or trainer=auto"
+        )
+    return "gpu" if config.accelerator != "cpu" and present >= config.devices else "cpu"
+
+
+def resolve_precision(config: TrainerConfig, accelerator: str) -> str:
+    """Lightning's name of the precision.
+
+    Raises:
+        IDCError: If the hardware doesn't compute in the precision that is asked for.
+    """
+    bf16 = has_bf16(accelerator)
+    if config.precision == "auto":
+        return "bf16-mixed" if bf16 else "32-true"
+    if config.precision == "bf16-mixed" and not bf16:
+        raise IDCError(
+            f"trainer.precision=bf16-mixed, but this {accelerator.upper()} doesn't compute in "
+            "bfloat16: take trainer.precision=auto or 32-true"
+        )
+    if config.precision == "16-mixed" and accelerator == "cpu":
+        raise IDCError(
+            "trainer.precision=16-mixed needs a GPU: take trainer.precision=auto or 32-true"
+        )
+    return config.precision
+
+
+def has_bf16(accelerator: str) -> bool:
+    """Whether the hardware computes in bfloat16 itself."""
+    if accelerator == "gpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return any(bool(able.get(name)) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
+def build_profiler(config: TrainerConfig) -> Profiler | None:
+    """The profiler of a configuration; its summary is printed by the command."""
+    kinds: dict[str, type[SimpleProfiler | AdvancedProfiler]] = {
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+    }
+    return None if config.profiler is None else kinds[config.profiler]()
+
+
+def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
+    """Loggers of losses and metrics in the run folder."""
+    loggers: list[Logger] = []
+    if config.tensorboard:
+        # Hyperparameters are logged with the final metrics, by `train`.
+        loggers.append(
+            TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+        )
+    if config.csv:
+        loggers.append(CSVLogger(folder, name="", version=""))
+    return loggers
+
+
+def progress_kind(config: CallbacksConfig, *, interactive: bool) -> str:
+    """``"rich"``, ``"plain"`` or ``"none"``."""
+    if config.progress != "auto":
+        return config.progress
+    return "rich" if interactive else "plain"
+
+
+def build_callbacks(
+    config: CallbacksConfig, folder: Path, progress: str, *, logs: bool
+) -> list[Callback]:
+    """Checkpoints, progress, and what else is configured."""
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename="best",
+            monitor=config.checkpoint.monitor,
+            mode=config.checkpoint.mode,
+            save_last=True,
+            enable_version_counter=False,
+        ),
+        Throughput(),
+    ]
+    if config.early_stopping is not None:
+        callbacks.append(
+            EarlyStopping(
+                config.early_stopping.monitor,
+                mode=config.early_stopping.mode,
+                patience=config.early_stopping.patience,
+                min_delta=config.early_stopping.min_delta,
+            )
+        )
+    if logs:
+        callbacks.append(LearningRateMonitor(logging_interval="step"))
+    if progress == "rich":
+        callbacks.append(RichProgressBar(leave=True))
+    if progress == "plain":
+        callbacks.append(EpochLines())
+    return callbacks
