@@ -6,7 +6,6 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback, ProgressBar
 
-
 SHOWN = {
     "train/loss_epoch": "train loss",
     "train/f1": "F1",

@@ -21,6 +21,7 @@ from idc_lightning.models.batchnorm import adapt_batchnorm
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.optim import Steps, build_optimizer, build_scheduler
 
+
 class IDCClassifier(lightning.LightningModule):
     """Classify patches of breast tissue into healthy and IDC.
 
@@ -50,7 +51,7 @@ class IDCClassifier(lightning.LightningModule):
         threshold: float = 0.5,
     ) -> None:
         super().__init__()
-        self.model_config = parse(ModelConfig, model, "model")
+        self.model_config: ModelConfig = parse(ModelConfig, model, "model")
         self.optimizer_config: AnyOptimizer = parse(AnyOptimizer, optimizer, "optimizer")
         self.scheduler_config: AnyScheduler = parse(AnyScheduler, scheduler, "scheduler")
         self.save_hyperparameters(
@@ -178,7 +179,9 @@ class IDCClassifier(lightning.LightningModule):
 
     def _close(self, stage: str) -> None:
         """Log loss and metrics of all patches of an epoch, and keep their logits."""
-        cells, logits, labels = (torch.cat(part) for part in zip(*self._seen.pop(stage), strict=True))
+        cells, logits, labels = (
+            torch.cat(part) for part in zip(*self._seen.pop(stage), strict=True)
+        )
         if not bool(torch.isfinite(logits).all()):
             rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
             at = f", learning rate {rates[0]:.3g}" if rates else ""
@@ -209,7 +212,10 @@ class IDCClassifier(lightning.LightningModule):
         scheduler = build_scheduler(optimizer, self.scheduler_config, steps)
         if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def balanced_weights(counts: list[int]) -> Tensor:

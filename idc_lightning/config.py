@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -120,9 +120,9 @@ class HeadConfig(Section):
 class LossConfig(Section):
     """Cross-entropy over healthy and IDC."""
 
-    class_weights: Literal["balanced", "none"] | Annotated[
-        list[Positive], Field(min_length=2, max_length=2)
-    ]
+    class_weights: (
+        Literal["balanced", "none"] | Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    )
     label_smoothing: Probability
 
 
@@ -283,9 +283,6 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-S = TypeVar("S")
-
-
 def read_config(cfg: DictConfig) -> Config:
     """Check a composed configuration.
 
@@ -300,10 +297,11 @@ def read_config(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise IDCError(f"configuration: {error.full_key}: {reason}") from error
-    return parse(Config, values)
+    config: Config = parse(Config, values)
+    return config
 
 
-def parse(schema: type[S], values: Any, where: str = "") -> S:  # noqa: ANN401 - checked here
+def parse(schema: Any, values: Any, where: str = "") -> Any:  # noqa: ANN401 - unions are no type
     """Turn plain values into a section, or name all that is wrong with them.
 
     Args:
@@ -311,11 +309,14 @@ def parse(schema: type[S], values: Any, where: str = "") -> S:  # noqa: ANN401 -
         values: A mapping of plain values.
         where: The section's place in the configuration, e.g. ``"model"``.
 
+    Returns:
+        An instance of the schema.
+
     Raises:
         IDCError: Naming each key that is unknown, missing or has a value that isn't allowed.
     """
     try:
-        return TypeAdapter[S](schema).validate_python(values)
+        return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         problems = [_problem(where, values, dict(item)) for item in error.errors()]
         raise IDCError(f"configuration: {'; '.join(dict.fromkeys(problems))}") from error
@@ -339,7 +340,7 @@ def _typed_key(values: Any, location: tuple[str | int, ...]) -> list[str]:  # no
     keys: list[str] = []
     for index, part in enumerate(location):
         last = index == len(location) - 1
-        if isinstance(values, Mapping) and (part in values or last and "[" not in str(part)):
+        if isinstance(values, Mapping) and (part in values or (last and "[" not in str(part))):
             keys.append(str(part))
             values = values.get(part)
         elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):

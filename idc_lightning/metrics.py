@@ -13,6 +13,8 @@ from torchmetrics.classification import (
     BinaryStatScores,
 )
 
+from idc_lightning.data.grid import NO_LABEL
+
 
 class BinaryBalancedAccuracy(BinaryStatScores):
     """Mean of recall and specificity; NaN if a class is absent."""
@@ -37,16 +39,15 @@ def patch_metrics(threshold: float) -> MetricCollection:
         A collection that takes probabilities of IDC, float [N], and labels, int [N]; -1 is left
         out.
     """
-    ignore = {"ignore_index": -1}
     return MetricCollection(
         {
-            "f1": BinaryF1Score(threshold, **ignore),
-            "precision": BinaryPrecision(threshold, **ignore),
-            "recall": BinaryRecall(threshold, **ignore),
-            "specificity": BinarySpecificity(threshold, **ignore),
-            "balanced_accuracy": BinaryBalancedAccuracy(threshold, **ignore),
-            "auroc": BinaryAUROC(**ignore),
-            "average_precision": BinaryAveragePrecision(**ignore),
+            "f1": BinaryF1Score(threshold, ignore_index=NO_LABEL),
+            "precision": BinaryPrecision(threshold, ignore_index=NO_LABEL),
+            "recall": BinaryRecall(threshold, ignore_index=NO_LABEL),
+            "specificity": BinarySpecificity(threshold, ignore_index=NO_LABEL),
+            "balanced_accuracy": BinaryBalancedAccuracy(threshold, ignore_index=NO_LABEL),
+            "auroc": BinaryAUROC(ignore_index=NO_LABEL),
+            "average_precision": BinaryAveragePrecision(ignore_index=NO_LABEL),
         }
     )
 

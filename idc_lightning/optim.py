@@ -33,9 +33,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: AnyOptimizer) ->
     return OPTIMIZERS[config.name](parameters, config)
 
 
-def build_scheduler(
-    optimizer: Optimizer, config: AnyScheduler, steps: Steps
-) -> LRScheduler | None:
+def build_scheduler(optimizer: Optimizer, config: AnyScheduler, steps: Steps) -> LRScheduler | None:
     """Make the scheduler of a configuration, to be stepped with each batch; None is constant."""
     return SCHEDULERS[config.name](optimizer, config, steps)
 
@@ -51,9 +49,7 @@ def _sgd(parameters: Iterable[nn.Parameter], config: SGDConfig) -> Optimizer:
 
 
 def _adamw(parameters: Iterable[nn.Parameter], config: AdamWConfig) -> Optimizer:
-    return AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
+    return AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def _cyclic(optimizer: Optimizer, config: CyclicConfig, steps: Steps) -> LRScheduler:

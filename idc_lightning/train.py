@@ -101,9 +101,7 @@ def run_facts(
     }
 
 
-def log_hyperparameters(
-    trainer: lightning.Trainer, model: IDCClassifier, metrics: Metrics
-) -> None:
+def log_hyperparameters(trainer: lightning.Trainer, model: IDCClassifier, metrics: Metrics) -> None:
     """Show the run's hyperparameters with its test metrics in TensorBoard."""
     values = {f"test/{name}": interval.value for name, interval in metrics.items()}
     for logger in trainer.loggers:

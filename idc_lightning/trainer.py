@@ -1,6 +1,7 @@
 """The Trainer of a configuration: hardware and precision, callbacks, loggers."""
 
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import torch
@@ -17,6 +18,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from idc_lightning.callbacks import EpochLines, Throughput
 from idc_lightning.config import CallbacksConfig, Config, LoggerConfig, TrainerConfig
 from idc_lightning.errors import IDCError
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightning.Trainer:
@@ -70,7 +73,7 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     return "gpu" if config.accelerator != "cpu" and present >= config.devices else "cpu"
 
 
-def resolve_precision(config: TrainerConfig, accelerator: str) -> str:
+def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
     """Lightning's name of the precision.
 
     Raises:
@@ -94,7 +97,7 @@ def resolve_precision(config: TrainerConfig, accelerator: str) -> str:
 def has_bf16(accelerator: str) -> bool:
     """Whether the hardware computes in bfloat16 itself."""
     if accelerator == "gpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
     return any(bool(able.get(name)) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 

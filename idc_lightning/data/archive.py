@@ -56,9 +56,7 @@ def _extract(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read(member))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise IDCError(
-            f"can't read the archive {archive}: {error}; download it again"
-        ) from error
+        raise IDCError(f"can't read the archive {archive}: {error}; download it again") from error
     except OSError as error:
         raise IDCError(f"can't unpack {archive} to {folder.parent}: {error.strerror}") from error
 

@@ -1,7 +1,7 @@
 """From the pixels in memory to batches: which patches, in which order, gathered whole."""
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, assemble
 from idc_lightning.data.store import WHITE, Store
+
 
 class Batch(TypedDict):
     """A batch of B crops of g x g cells (a single patch is g = 1).
@@ -98,7 +99,7 @@ class ShuffledSampler(Sampler[int]):
         return iter(order.tolist())
 
 
-def _as_gathered(batch: Batch) -> Batch:
+def _as_gathered(batch: Any) -> Any:  # noqa: ANN401 - typed as a list by DataLoader
     """Nothing is left to collate."""
     return batch
 

@@ -252,10 +252,14 @@ def _check_classes(table: pd.DataFrame) -> None:
     """Stop if a split is empty or train lacks a class."""
     for name in NAMES:
         if not (table["split"] == name).any():
-            raise IDCError(f"no patch of {name} is left: check data.sample, data.edge_patches and "
-                           "data.on_broken")
+            raise IDCError(
+                f"no patch of {name} is left: check data.sample, data.edge_patches and "
+                "data.on_broken"
+            )
     targets = table.loc[table["split"] == "train", "target"].unique()
     for target, name in enumerate(CLASSES):
         if target not in targets:
-            raise IDCError(f"train has no {name} patch, so nothing can be learned: take another "
-                           "split or add patients")
+            raise IDCError(
+                f"train has no {name} patch, so nothing can be learned: take another "
+                "split or add patients"
+            )

@@ -5,10 +5,12 @@ Counts and shares of patients follow the real data; tissue is drawn by `demo_tis
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +104,8 @@ def make_demo(
         progress: Called with the number of patches written so far.
 
     Raises:
-        IDCError: If the folder exists or can't be written, or a number is out of range.
+        IDCError: If the folder exists or can't be written, a number is out of range, or a process
+            is killed.
     """
     root = Path(root)
     if root.exists():
@@ -120,6 +123,11 @@ def make_demo(
                     progress(done)
     except OSError as error:
         raise IDCError(f"can't write the demo to {root}: {error.strerror}") from error
+    except BrokenProcessPool as error:
+        raise IDCError(
+            f"a process that drew the demo for {root} was stopped, perhaps for want of memory: "
+            "choose fewer patches to a patient"
+        ) from error
 
 
 def _check(patients: int, patches: int | None, seed: int) -> None:
@@ -159,7 +167,7 @@ def _draw_cohort(patients: int, patches: int | None, seed: int) -> list[_Patient
 def _apportion(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
     """Share a total out by weights: integers that add up to it, none below `_FEWEST`."""
     exact = (total - _FEWEST * len(weights)) * weights / weights.sum()
-    sizes = np.floor(exact).astype(np.int64)
+    sizes: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     rest = total - _FEWEST * len(weights) - int(sizes.sum())
     sizes[np.argsort(sizes - exact, kind="stable")[:rest]] += 1
     return sizes + _FEWEST
@@ -174,15 +182,28 @@ def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[int]:
     # The largest first, so that no process is left alone with one at the end.
     queue = sorted(cohort, key=lambda patient: -patient.patches)
     workers = min(os.cpu_count() or 1, len(cohort))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             for future in as_completed(
                 [pool.submit(_write_patient, folder, patient) for patient in queue]
             ):
                 yield future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed; a pool's process would wait for work forever."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_patient(folder: Path, patient: _Patient) -> int:
@@ -190,8 +211,8 @@ def _write_patient(folder: Path, patient: _Patient) -> int:
     rng = np.random.default_rng(patient.seed)
     slide = _make_slide(rng, patient.patches, patient.idc)
     look = random_look(rng)
-    for label in ("0", "1"):
-        (folder / patient.patient_id / label).mkdir(parents=True)
+    for name in ("0", "1"):
+        (folder / patient.patient_id / name).mkdir(parents=True)
     starts = (range(0, side, _BLOCK) for side in slide.label.shape)
     for row, column in itertools.product(*starts):
         labels = slide.label[row : row + _BLOCK, column : column + _BLOCK]
@@ -230,7 +251,7 @@ def _make_slide(rng: np.random.Generator, patches: int, idc: int) -> _Slide:
     # Fat lies outside and tumour inside, as a rule.
     fat += 0.6 - 0.6 * np.minimum(outline - level, 2.5)
     tumour = smooth_noise(rng, shape, max(shape) / 8) + 0.25 * smooth_noise(rng, shape, _CELL)
-    tumour += 0.5 * np.minimum(outline, level + 1.5) - 0.5 * np.clip(fat, -1, 1) - 2 * rim
+    tumour += 0.5 * np.minimum(outline, level + 1.5) - 0.5 * np.clip(fat, -1, 1) - 5 * rim
     tumour_score = _by_cell(tumour, rows, columns).mean(2)
     malignant, tumour_level = _top(np.where(kept, tumour_score, -np.inf), idc)
     # Labels are coarse contours: what is drawn strays from them at the border.
@@ -246,7 +267,7 @@ def _make_slide(rng: np.random.Generator, patches: int, idc: int) -> _Slide:
         lobules=2 * spots(0.7, rng.uniform(0.3, 1.3)),
         ducts=spots(1.0, rng.uniform(0.6, 1.6)),
         filled=2 * spots(1.5, rng.uniform(-0.6, 0.8)),
-        lymphocytes=2 * spots(0.8, rng.uniform(0.2, 1.4)),
+        lymphocytes=2 * spots(0.8, rng.uniform(0.5, 1.5)),
         tone=spots(1.5, 0.0) + rng.normal(0, 0.5),
         cords=2 * spots(2.0, rng.uniform(-1.5, 1.5)),
         shift=(spots(0.5, 0.0), spots(0.5, 0.0)),

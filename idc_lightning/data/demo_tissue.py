@@ -4,8 +4,10 @@ Every texture and every nucleus depends on its place on the slide alone, so that
 drawn apart join without a seam.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial import cKDTree
 
 Floats = NDArray[np.float32]
+_Numbers = NDArray[np.floating[Any]]
 
 STEP = 10
 """Pixels between two samples of a map."""
@@ -99,17 +102,17 @@ def random_look(rng: np.random.Generator) -> Look:
     return Look(
         hematoxylin=np.array([0.82, 1.02, 0.55], np.float32)
         * rng.normal(1, [0.10, 0.07, 0.12]).astype(np.float32)
-        * np.float32(rng.uniform(0.75, 1.25)),
+        * np.float32(rng.uniform(0.82, 1.2)),
         eosin=np.array([0.12, 0.60, 0.36], np.float32)
-        * rng.normal(1, [0.30, 0.08, 0.14]).clip(0.4, 1.7).astype(np.float32)
-        * np.float32(rng.uniform(0.75, 1.25)),
+        * rng.normal(1, [0.25, 0.07, 0.12]).clip(0.4, 1.7).astype(np.float32)
+        * np.float32(rng.uniform(0.82, 1.2)),
         glass=(rng.uniform(238, 250) + rng.normal(0, 1.5, 3)).clip(0, 252).astype(np.float32),
         blur=rng.uniform(0.3, 0.5),
-        haze=rng.uniform(0.02, 0.22),
+        haze=rng.uniform(0.02, 0.18),
         angle=rng.uniform(0, np.pi),
         size=rng.uniform(0.9, 1.25),
         darkness=rng.uniform(0.5, 1.0),
-        crowding=rng.uniform(0.15, 0.6),
+        crowding=rng.uniform(0.25, 0.65),
         tubules=rng.uniform(-1, 1),
         offset=rng.uniform(0, 10_000),
     )
@@ -164,7 +167,7 @@ def _stains(maps: Maps, look: Look, rows: Floats, columns: Floats) -> tuple[Floa
     x = columns[None, :] + 5 * at(maps.shift[1]) + look.offset
     flow_y = rows[:, None] + 35 * at(maps.flow[0])
     flow_x = columns[None, :] + 35 * at(maps.flow[1])
-    sine, cosine = np.sin(look.angle), np.cos(look.angle)
+    sine, cosine = math.sin(look.angle), math.cos(look.angle)
     across = cosine * flow_y + sine * flow_x + look.offset
     along = cosine * flow_x - sine * flow_y
 
@@ -203,7 +206,11 @@ def _stains(maps: Maps, look: Look, rows: Floats, columns: Floats) -> tuple[Floa
     shade = 0.72 + 0.13 * tone - 0.05 * tumour - 0.15 * cuff * (1 - glands)
     eosin = shade + 0.12 * fibres + 0.05 * bands + 0.09 * grain
     # Fixation tears stroma along its fibres.
-    tears = _inside(4 * (-0.8 * bands - 1.9 - 0.6 * fibres - 0.3 * tone)) * (1 - epithelium) * (1 - 0.7 * tumour)
+    tears = (
+        _inside(4 * (-0.8 * bands - 1.9 - 0.6 * fibres - 0.3 * tone))
+        * (1 - epithelium)
+        * (1 - 0.7 * tumour)
+    )
     eosin = eosin * (1 - 0.85 * tears) * (1 - 0.35 * epithelium)
     hematoxylin = look.haze * (1 + 0.3 * fibres - 0.6 * tone)
     hematoxylin = hematoxylin + 0.17 * epithelium + 0.08 * lymphocytes + 0.03 * grain
@@ -249,9 +256,7 @@ class _Tissue:
         )
 
 
-def _nuclei(
-    rows: Floats, columns: Floats, across: Floats, look: Look, tissue: _Tissue
-) -> Floats:
+def _nuclei(rows: Floats, columns: Floats, across: _Numbers, look: Look, tissue: _Tissue) -> Floats:
     """Hematoxylin of the nuclei [rows, columns].
 
     Places for nuclei are the points of a jittered grid; the tissue at a place decides whether it
@@ -305,12 +310,11 @@ def _nuclei(
     wide = width + 2 * _REACH
     place = (iy[:, None, None] + reach[:, None] + _REACH) * wide
     place = place + ix[:, None, None] + reach[None, :] + _REACH
-    total = np.bincount(
-        place.ravel(), amount.ravel(), minlength=(height + 2 * _REACH) * wide
-    ).reshape(-1, wide)
+    pixels = (height + 2 * _REACH) * wide
+    total = np.bincount(place.ravel(), amount.ravel(), pixels).astype(np.float64)
+    inner = total.reshape(-1, wide)[_REACH:-_REACH, _REACH:-_REACH]
     # Overlapping nuclei don't darken without end.
-    total = 1.25 * np.tanh(total[_REACH:-_REACH, _REACH:-_REACH] / 1.25)
-    return total.astype(np.float32)
+    return np.asarray(1.25 * np.tanh(inner / 1.25), np.float32)
 
 
 class _Sampler:
@@ -334,17 +338,18 @@ class _Sampler:
         return np.asarray(top + self._fy[:, None] * (part[self._y + 1] - top))
 
 
-def _inside(value: Floats) -> Floats:
+def _inside(value: _Numbers) -> Floats:
     """A soft step from 0 to 1 as a value passes from -0.5 to 0.5."""
-    return np.clip(value + 0.5, 0, 1)
+    return np.asarray(np.clip(value + 0.5, 0, 1), np.float32)
 
 
-def _look_up(texture: Floats, y: Floats, x: Floats) -> Floats:
+def _look_up(texture: Floats, y: _Numbers, x: _Numbers) -> Floats:
     """Values of a repeating texture at positions in px."""
     size = _PERIOD * _OVER
     row = (y * _OVER).astype(np.int32) & (size - 1)
     column = (x * _OVER).astype(np.int32) & (size - 1)
-    return texture.ravel().take(row * size + column)
+    values: Floats = texture.ravel().take(row * size + column)
+    return values
 
 
 @dataclass(frozen=True)
@@ -381,23 +386,21 @@ def _textures() -> _Textures:
             white = rng.standard_normal((size, size), dtype=np.float32)
             field = gaussian_filter(white, np.multiply(scale, _OVER), mode="wrap")
             total += field / field.std()
-        return total / total.std()
+        return np.asarray(total / total.std())
 
-    grid = np.indices((_PERIOD, _PERIOD)).reshape(2, -1).T + 0.5
     vacuoles = _scattered(rng, 14)
-    distance, nearest = cKDTree(vacuoles, boxsize=_PERIOD).query(grid, 3)
+    distance, nearest = _neighbours(vacuoles, 3)
     # The third vacuole rounds the corners where walls meet.
     second, third = (distance[:, 1:] - distance[:, :1]).T / 2
     fat = second * third / (second + third + 1e-6) * 1.6
     shade = rng.uniform(-1, 1, len(vacuoles))[nearest[:, 0]]
     centres = _scattered(rng, 18)
-    distance, nearest = cKDTree(centres, boxsize=_PERIOD).query(grid)
-    glands = rng.uniform(3.5, 8.5, len(centres))[nearest] - distance
-    glands += 0.8 * gaussian_filter(
-        rng.standard_normal((_PERIOD, _PERIOD)), 3, mode="wrap"
-    ).ravel() * 10
+    distance, nearest = _neighbours(centres, 1)
+    glands = rng.uniform(3.5, 8.5, len(centres))[nearest[:, 0]] - distance[:, 0]
+    # Glands aren't round.
+    glands += 8 * gaussian_filter(rng.standard_normal((_PERIOD, _PERIOD)), 3, mode="wrap").ravel()
 
-    def enlarged(values: NDArray[np.float64], order: int) -> Floats:
+    def enlarged(values: NDArray[np.float64], order: Literal[0, 1]) -> Floats:
         square = values.reshape(_PERIOD, _PERIOD).astype(np.float32)
         return np.asarray(zoom(square, _OVER, order=order, mode="grid-wrap", grid_mode=True))
 
@@ -416,6 +419,16 @@ def _scattered(rng: np.random.Generator, spacing: float) -> NDArray[np.float64]:
     count = round(_PERIOD / spacing)
     grid = np.indices((count, count)).reshape(2, -1).T
     return np.asarray((grid + rng.uniform(0.05, 0.95, grid.shape)) * (_PERIOD / count))
+
+
+def _neighbours(
+    points: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The points nearest to each pixel of a period: distances in px and indices [pixels, count]."""
+    grid = np.indices((_PERIOD, _PERIOD)).reshape(2, -1).T + 0.5
+    tree = cKDTree(points, boxsize=np.full(2, float(_PERIOD)))
+    distance, nearest = tree.query(grid, list(range(1, count + 1)))
+    return np.asarray(distance, np.float64), np.asarray(nearest, np.int64)
 
 
 @cache

@@ -6,7 +6,6 @@ stands here, so that x (column) and y (row) can be swapped nowhere else.
 
 import re
 
-import torch
 from torch import Tensor
 
 PATCH = 50
@@ -47,6 +46,4 @@ def assemble(pixels: Tensor) -> Tensor:
         Images [B, 3, 50g, 50g] of the same dtype.
     """
     batch, rows, columns, height, width, channels = pixels.shape
-    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
-        batch, channels, rows * height, columns * width
-    )
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * height, columns * width)

@@ -68,8 +68,10 @@ def split_patients(table: pd.DataFrame, config: AnySplit) -> pd.Series:
 
 
 def _too_few(name: str, count: int, reason: str) -> IDCError:
-    return IDCError(f"too few patients for split={name}: {count} {reason}; add patients, or "
-                    "give your own lists by split=file split.path=<csv>")
+    return IDCError(
+        f"too few patients for split={name}: {count} {reason}; add patients, or "
+        "give your own lists by split=file split.path=<csv>"
+    )
 
 
 def stratified(patients: pd.DataFrame, config: StratifiedSplitConfig) -> pd.Series:
@@ -100,8 +102,11 @@ def stratified(patients: pd.DataFrame, config: StratifiedSplitConfig) -> pd.Seri
         for name in NAMES:
             here = labels == name
             unevenness += abs(patches[here].mean() / patches.mean() - 1)
-            unevenness += abs(idc[here].sum() / patches[here].sum() * patches.sum() / idc.sum() - 1
-                              ) if idc.any() else 0.0
+            unevenness += (
+                abs(idc[here].sum() / patches[here].sum() * patches.sum() / idc.sum() - 1)
+                if idc.any()
+                else 0.0
+            )
         if unevenness < least:
             best, least = labels, unevenness
     return pd.Series(best, index=patients.index)
@@ -122,15 +127,11 @@ def notebook(patients: pd.DataFrame, config: NotebookSplitConfig) -> pd.Series:
     ids = patients.index.tolist()
     if len(ids) < 4:
         raise _too_few(config.name, len(ids), "can't be divided twice")
-    train, held_out = train_test_split(
-        ids, test_size=config.held_out, random_state=config.seed
-    )
+    train, held_out = train_test_split(ids, test_size=config.held_out, random_state=config.seed)
     if len(held_out) < 2:
         raise _too_few(config.name, len(ids), "can't be divided twice")
     # The notebook takes the first part of the second call as test and the rest as dev.
-    test, dev = train_test_split(
-        held_out, test_size=1 - config.test, random_state=config.seed
-    )
+    test, dev = train_test_split(held_out, test_size=1 - config.test, random_state=config.seed)
     names = {"train": train, "dev": dev, "test": test}
     return pd.Series({patient: name for name, members in names.items() for patient in members})
 
@@ -143,8 +144,9 @@ def cruz_roa_2014(patients: pd.DataFrame, config: CruzRoaSplitConfig) -> pd.Seri
     validation, 49 for test. Two of the training list (8915, 9024) are not in the public data set.
     """
     text = resources.files("idc_lightning.data").joinpath("cruz_roa_2014.csv").read_text()
-    published = pd.Series({row["patient_id"]: row["split"] for row in csv.DictReader(
-        text.splitlines())})
+    published = pd.Series(
+        {row["patient_id"]: row["split"] for row in csv.DictReader(text.splitlines())}
+    )
     present = published[published.index.isin(patients.index)]
     if present.empty:
         raise IDCError(
@@ -203,7 +205,8 @@ def read_splits(path: Path) -> pd.Series:
     double = rows.loc[rows.duplicated("patient_id"), "patient_id"].unique().tolist()
     if double:
         raise IDCError(f"{path} assigns patients more than once: {listed(double)}")
-    return rows.set_index("patient_id")["split"]
+    splits: pd.Series = rows.set_index("patient_id")["split"]
+    return splits
 
 
 def splits_csv(splits: pd.Series) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
 from idc_lightning.data.grid import PATCH
@@ -56,8 +56,9 @@ class Store:
             "edge patches smaller than 50x50 px: {}": int(self.table["edge"].sum()),
         }
         notes = [line.format(f"{count:,}") for line, count in kinds.items() if count]
-        return notes + [f"converted {n:,} {kind} patches to RGB" for kind, n in
-                        sorted(self.converted.items())]
+        return notes + [
+            f"converted {n:,} {kind} patches to RGB" for kind, n in sorted(self.converted.items())
+        ]
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ def decode(
     )
 
 
-def _progress(
-    chunks: Iterable[list[_Decoded]], count: int
-) -> Iterable[list[_Decoded]]:
+def _progress(chunks: Iterable[list[_Decoded]], count: int) -> Iterable[list[_Decoded]]:
     return track(chunks, "reading patches", total=count, transient=True)
 
 
@@ -130,8 +129,13 @@ def _without_pixels(patch: _Decoded) -> _Decoded:
 def _broken_files(paths: Iterable[str], problems: list[str]) -> IDCError:
     lines = [f"  {path}: {problem}" for path, problem in zip(paths, problems, strict=True)]
     return IDCError(
-        "\n".join([f"{len(lines)} patches can't be read (listed below): mend or delete them, or "
-                   "set data.on_broken=skip to leave them out", *lines])
+        "\n".join(
+            [
+                f"{len(lines)} patches can't be read (listed below): mend or delete them, or "
+                "set data.on_broken=skip to leave them out",
+                *lines,
+            ]
+        )
     )
 
 
@@ -146,7 +150,7 @@ def _decode(path: str, edge_patches: str) -> _Decoded:
                 return _Decoded(problem=f"{width}x{height} px, more than {PATCH}x{PATCH}")
             image.load()
             rgb, converted = _to_rgb(image, bits=content[24])
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return _Decoded(problem="not a PNG image")
     except OSError as error:
         return _Decoded(problem=error.strerror or str(error))
@@ -154,17 +158,12 @@ def _decode(path: str, edge_patches: str) -> _Decoded:
         return _Decoded(problem=f"damaged PNG ({error})")
     pixels = np.asarray(rgb)
     edge = pixels.shape[:2] != (PATCH, PATCH)
-    described = {
-        "converted": converted,
-        "edge": edge,
-        "blank": bool((pixels == pixels[0, 0]).all()),
-        "digest": hashlib.blake2b(
-            f"{width}x{height}".encode() + pixels.tobytes(), digest_size=12
-        ).hexdigest(),
-    }
+    blank = bool((pixels == pixels[0, 0]).all())
+    size = f"{width}x{height}".encode()
+    digest = hashlib.blake2b(size + pixels.tobytes(), digest_size=12).hexdigest()
     if edge and edge_patches == "resize":
         pixels = np.asarray(rgb.resize((PATCH, PATCH), Image.Resampling.BILINEAR))
-    return _Decoded(pixels=pixels, **described)
+    return _Decoded(pixels, "", converted, edge, blank, digest)
 
 
 def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, str]:

@@ -39,24 +39,34 @@ def build_backbone(name: str) -> tuple[nn.Module, int]:
         close = [known for known in models.list_models(module=models) if name[:6] in known]
         hint = f"did you mean {', '.join(close[:5])}?" if close else "resnet18 is one"
         raise IDCError(f"model.backbone={name} is no classifier of torchvision: {hint}")
-    # GoogLeNet and Inception have further outputs and need larger images.
-    classifier = None if name in ("googlenet", "inception_v3") else models.get_model(name)
-    if hasattr(classifier, "layer4"):
-        children = list(classifier.named_children())
-        layers = OrderedDict(child for child in children if child[0] not in ("avgpool", "fc"))
-    elif hasattr(classifier, "features"):
-        layers = OrderedDict([("features", classifier.features)])
-        if name.startswith("densenet"):
-            layers["relu"] = nn.ReLU()  # torchvision applies it between features and pooling
-    elif hasattr(classifier, "trunk_output"):
-        layers = OrderedDict([("stem", classifier.stem), ("trunk_output", classifier.trunk_output)])
-    else:
+    layers = _convolutional(name)
+    if layers is None:
         raise IDCError(
             f"model.backbone={name} can't map crops of tissue: take a convolutional one, e.g. "
             "resnet18, resnet50, densenet121, efficientnet_b0, mobilenet_v3_large, convnext_tiny"
         )
     backbone = nn.Sequential(layers)
     return backbone, _width(backbone)
+
+
+def _convolutional(name: str) -> OrderedDict[str, nn.Module] | None:
+    """The layers of a classifier up to its pooling; None if they don't give a map."""
+    if name in ("googlenet", "inception_v3"):  # further outputs, larger images
+        return None
+    classifier = models.get_model(name)
+    if hasattr(classifier, "layer4"):
+        children = classifier.named_children()
+        return OrderedDict(child for child in children if child[0] not in ("avgpool", "fc"))
+    if hasattr(classifier, "features"):
+        layers = OrderedDict([("features", classifier.features)])
+        if name.startswith("densenet"):
+            layers["relu"] = nn.ReLU()  # torchvision applies it between features and pooling
+        # Swin transformers give their map with the features last.
+        return None if name.startswith("swin") else layers
+    if hasattr(classifier, "trunk_output"):
+        stages = ("stem", "trunk_output")
+        return OrderedDict((stage, getattr(classifier, stage)) for stage in stages)
+    return None
 
 
 def _width(backbone: nn.Module) -> int:
@@ -82,10 +92,8 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str) -> None:
     """
     if weights == "none":
         return
-    if weights == "imagenet":
-        state = _imagenet(name)
-    else:
-        state = _from_file(Path(weights).expanduser())
+    from_imagenet = weights == "imagenet"
+    state = _imagenet(name) if from_imagenet else _from_file(Path(weights).expanduser())
     wanted = backbone.state_dict()
     found = {key: value for key, value in state.items() if key in wanted}
     # torchvision's older files have no counter of BatchNorm's batches.
@@ -142,9 +150,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
         raise IDCError(f"can't read {path}: {reason}") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise IDCError(
-            f"can't read {path}: it is damaged, incomplete or no checkpoint"
-        ) from error
+        raise IDCError(f"can't read {path}: it is damaged, incomplete or no checkpoint") from error
     if not isinstance(content, dict):
         raise IDCError(f"can't read {path}: it holds a {type(content).__name__}, not weights")
     return content

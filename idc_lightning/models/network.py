@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import adaptive_avg_pool2d
 
 from idc_lightning.config import HeadConfig
 from idc_lightning.data.grid import PATCH
@@ -117,7 +117,7 @@ class PatchNetwork(nn.Module):
             pooled = (
                 maps.mean(dim=(2, 3), keepdim=True)
                 if grid == 1
-                else F.adaptive_avg_pool2d(maps, grid)
+                else adaptive_avg_pool2d(maps, grid)
             )
         return pooled.permute(0, 2, 3, 1).float()
 

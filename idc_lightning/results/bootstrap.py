@@ -75,8 +75,9 @@ def _interval(values: Floats, tail: float) -> Interval:
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """part / whole, NaN where whole is 0."""
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    """Divide, ``part / whole``, NaN where whole is 0."""
+    ratio: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return ratio
 
 
 def _threshold_metrics(
