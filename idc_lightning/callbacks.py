@@ -1,10 +1,11 @@
-"""What happens beside the training: lines of progress and the measure of its speed."""
+"""What happens beside the training: checkpoints, lines of progress, the measure of its speed."""
 
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 
 SHOWN = {
     "train/loss_epoch": "train loss",
@@ -16,12 +17,46 @@ SHOWN = {
 """Metrics in a line of progress, and their names there."""
 
 
+def better(monitor: str) -> Literal["min", "max"]:
+    """Which values of a metric of dev are the better ones: small losses, large metrics."""
+    return "min" if monitor == "dev/loss" else "max"
+
+
+class Checkpoints(ModelCheckpoint):
+    """``best.ckpt`` of the best epoch and ``last.ckpt`` of the last one.
+
+    Lightning's own ``save_last`` leaves out epochs that aren't the best so far.
+
+    Args:
+        folder: Where they are written.
+        monitor: Name of a metric that says which epoch is the best.
+    """
+
+    def __init__(self, folder: Path, *, monitor: str) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode=better(monitor),
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.last_model_path = str(folder / "last.ckpt")
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Write the epoch, first as the best if it is, so that the last knows of it."""
+        super().on_train_epoch_end(trainer, pl_module)
+        trainer.save_checkpoint(self.last_model_path)
+
+
 class EpochLines(ProgressBar):
     """One line an epoch, for logs and pipes, where a bar would draw over itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._began = 0.0
+        self._began: float | None = None
 
     def disable(self) -> None:
         """Nothing is drawn that could be switched off."""
@@ -31,19 +66,20 @@ class EpochLines(ProgressBar):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
         """Print the epoch before, whose metrics are complete only now, and start the clock."""
-        if trainer.current_epoch > 0:
-            self._print(trainer, trainer.current_epoch)
+        if self._began is not None:
+            self._print(trainer, self._began)
         self._began = time.perf_counter()
 
     def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
         """Print the last epoch."""
-        self._print(trainer, trainer.current_epoch)
+        if self._began is not None:
+            self._print(trainer, self._began)
 
-    def _print(self, trainer: lightning.Trainer, number: int) -> None:
+    def _print(self, trainer: lightning.Trainer, began: float) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = [f"{label} {values[name]:.3f}" for name, label in SHOWN.items() if name in values]
-        seconds = time.perf_counter() - self._began
-        epoch = f"epoch {number}/{trainer.max_epochs}"
+        seconds = time.perf_counter() - began
+        epoch = f"epoch {trainer.current_epoch}/{trainer.max_epochs}"
         print(f"{epoch}  {'  '.join(shown)}  {seconds:.0f} s", flush=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -83,31 +84,26 @@ class IDCClassifier(lightning.LightningModule):
         data: IDCDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
-    def setup(self, stage: str) -> None:
-        """Before training: take pretrained weights and weigh the classes.
+    def on_fit_start(self) -> None:
+        """Take pretrained weights, weigh the classes, adapt a frozen backbone if asked to.
 
-        Both are overwritten by those of a checkpoint that is resumed.
+        A checkpoint that is resumed has brought all of it.
 
         Raises:
             IDCError: If the pretrained weights can't be had.
         """
-        if stage != "fit":
+        if self.trainer.ckpt_path is not None:
             return
         config = self.model_config
         load_pretrained(self.network.backbone, config.backbone, config.weights)
         if config.loss.class_weights == "balanced":
-            self.class_weights = balanced_weights(self.data.class_counts())
-
-    def on_fit_start(self) -> None:
-        """Give a frozen backbone the statistics of the train patches, if asked to."""
-        config = self.model_config
-        # A resumed checkpoint has brought its statistics.
-        resumed = self.trainer.ckpt_path is not None
-        if config.freeze_backbone and config.frozen_batchnorm == "adapt" and not resumed:
+            self.class_weights = balanced_weights(self.data.class_counts()).to(self.device)
+        if config.freeze_backbone and config.frozen_batchnorm == "adapt":
             adapt_batchnorm(self.network, self.network.backbone, self._train_images())
 
     def _train_images(self) -> Iterator[Tensor]:
-        for batch in self.data.eval_dataloader("train"):
+        """Images of train in random batches, not augmented."""
+        for batch in self.data.train_dataloader():
             yield as_float(batch["image"].to(self.device))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -121,24 +117,26 @@ class IDCClassifier(lightning.LightningModule):
         Raises:
             IDCError: If the loss is no longer finite.
         """
-        loss = self._step(batch, "train")
+        loss = self._step(batch, batch_idx, "train")
         self._check_finite(loss)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of a batch of dev."""
-        self._step(batch, "dev")
+        self._step(batch, batch_idx, "dev")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of a batch of test."""
-        self._step(batch, "test")
+        self._step(batch, batch_idx, "test")
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
+    def _step(self, batch: Batch, batch_idx: int, stage: str) -> Tensor:
         """The loss of a batch, whose logits are kept for the metrics of the epoch."""
+        if batch_idx == 0:  # an interrupted epoch may have left some
+            self._seen[stage] = []
         logits = self(batch["image"]).flatten(0, -2)
         labels = batch["label"].flatten()
-        self._seen.setdefault(stage, []).append((batch["cell"].flatten(), logits.detach(), labels))
+        self._seen[stage].append((batch["cell"].flatten(), logits.detach(), labels))
         return self._loss(logits, labels, self.model_config.loss.label_smoothing)
 
     def _loss(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -160,10 +158,6 @@ class IDCClassifier(lightning.LightningModule):
             f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), "
             f"learning rate {rate:.3g}"
         )
-
-    def on_train_epoch_start(self) -> None:
-        """Forget what an interrupted epoch has left."""
-        self._seen.clear()
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of train, as seen while learning."""
@@ -198,6 +192,8 @@ class IDCClassifier(lightning.LightningModule):
             on_step=False,
             on_epoch=True,
             batch_size=len(labels),
+            # The best epoch is judged once more after training; its curves hold it already.
+            logger=self.trainer.state.fn != TrainerFn.VALIDATING,
         )
         present = cells != NO_CELL
         self.outputs[stage] = (cells[present].cpu(), logits[present].cpu())
@@ -238,11 +234,11 @@ def load_classifier(path: Path) -> IDCClassifier:
         IDCError: If it is absent, damaged, holds Python objects, or isn't of this project.
     """
     content = read_checkpoint(path)
-    if "hyper_parameters" not in content or "state_dict" not in content:
+    if not all(isinstance(content.get(key), Mapping) for key in ("hyper_parameters", "state_dict")):
         raise IDCError(f"{path} is no checkpoint of idc_lightning: it has no hyper_parameters")
     try:
         classifier = IDCClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, TypeError) as error:
+    except (IDCError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise IDCError(f"{path} is of another architecture or version: {reason}") from error
     return classifier.eval()

@@ -4,6 +4,7 @@ A command is a function of the checked configuration and its run folder. What a 
 in one line on stderr and exit code 1; a run that failed leaves no folder that is taken for a run.
 """
 
+import itertools
 import logging
 import os
 import shutil
@@ -29,6 +30,7 @@ Command = Callable[[Config, Path], object]
 
 NOISE = (
     r".*does not have many workers.*",
+    r".*Found \d+ module\(s\) in eval mode at the start of training.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
@@ -37,21 +39,25 @@ NOISE = (
 """Warnings of Lightning that don't apply here."""
 
 
-class KeepRuns(Callback):
-    """Refuses a run folder that holds a run, before Hydra writes into it."""
+class OwnFolder(Callback):
+    """Refuses a folder that holds files, before Hydra writes into it.
+
+    So all that lies in a run folder comes from its run, and a failed run can be removed whole.
+    """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
-        """Leave with exit code 1 if the folder holds a run."""
-        folder = Path(config.hydra.run.dir)
-        if (folder / "checkpoints").exists():
-            # Hydra only warns of exceptions in callbacks, but lets an exit pass.
-            fail(_occupied(folder))
+        """Leave with exit code 1 if the run folder isn't empty."""
+        _refuse_occupied(Path(config.hydra.run.dir), "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
+        """Leave with exit code 1 if the folder of the sweep isn't empty."""
+        _refuse_occupied(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
 
-def _occupied(folder: Path) -> IDCError:
-    return IDCError(
-        f"{folder} holds a run already: choose another folder by hydra.run.dir=<folder>"
-    )
+def _refuse_occupied(folder: Path, key: str) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        # Hydra only warns of exceptions in callbacks, but lets an exit pass.
+        fail(IDCError(f"{folder} holds files already: choose another folder by {key}=<folder>"))
 
 
 def run_command(command: Command) -> None:
@@ -64,16 +70,16 @@ def run_command(command: Command) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     quiet()
 
+    composed = False
+
     def job(cfg: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         folder = Path(HydraConfig.get().runtime.output_dir)
+        if (folder / "checkpoints").exists():
+            fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
         try:
-            config = read_config(cfg)
-            claim(folder)
-        except IDCError as error:
-            _discard(folder)
-            fail(error)
-        try:
-            command(config, folder)
+            command(read_config(cfg), folder)
         except IDCError as error:
             _set_aside(folder, error)
             fail(error)
@@ -81,12 +87,18 @@ def run_command(command: Command) -> None:
     entry = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     try:
         entry(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if composed:
+            raise
         fail(IDCError(f"configuration: {describe(error)}"))
+    except BrokenPipeError:
+        # Whoever read the output, as `head` does, wants no more of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise
-        fail(IDCError(f"can't write {error.filename}: {error.strerror}"))
+        fail(IDCError(f"{error.filename}: {error.strerror}"))
 
 
 def quiet() -> None:
@@ -104,30 +116,11 @@ def fail(error: IDCError) -> NoReturn:
     sys.exit(1)
 
 
-def claim(folder: Path) -> None:
-    """Make a run folder this process's own.
-
-    Raises:
-        IDCError: If a run is there already, or the folder can't be written.
-    """
-    try:
-        (folder / "checkpoints").mkdir(parents=True)
-    except FileExistsError as error:
-        raise _occupied(folder) from error
-    except OSError as error:
-        raise IDCError(f"can't write {folder}: {error.strerror}") from error
-
-
-def _discard(folder: Path) -> None:
-    """Remove what Hydra wrote for a job that didn't begin, but not an earlier run."""
-    if not (folder / "checkpoints").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _set_aside(folder: Path, error: IDCError) -> None:
-    """Remove a run folder that learned nothing, or give it a name that says that it failed."""
-    if any((folder / "checkpoints").iterdir()):
-        write_text(folder / "error.txt", f"{error}\n")
-        folder.rename(folder.with_name(f"{folder.name}.failed"))
-    else:
+    """Remove a run folder without a checkpoint; give another a name that says that it failed."""
+    if not any((folder / "checkpoints").glob("*.ckpt")):
         shutil.rmtree(folder, ignore_errors=True)
+        return
+    write_text(folder / "error.txt", f"{error}\n")
+    names = (f"{folder.name}.failed{number or ''}" for number in itertools.count())
+    folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 
@@ -21,17 +22,29 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in files if file.stem != "base")
 
 
-def keys() -> list[str]:
-    """All keys of all groups, e.g. ``"model.head.dropout"``."""
+def groups() -> list[str]:
+    """Names of the config groups, e.g. ``"split"``."""
+    return sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+
+
+def keys() -> dict[str, list[str]]:
+    """All keys of all groups, and the choices that define each.
+
+    For example ``{"optimizer.momentum": ["optimizer=sgd"]}``. Keys of the root have no choice, and
+    experiments, which only set keys of others, aren't read.
+    """
     folder = conf_folder()
-    found: set[str] = set()
-    for file in folder.rglob("*.yaml"):
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*.yaml")):
         text = file.read_text(encoding="utf-8")
-        group = "" if "@package _global_" in text else file.parent.relative_to(folder).as_posix()
+        if "@package _global_" in text:
+            continue
+        group = file.parent.relative_to(folder).as_posix()
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        prefix = group.replace("/", ".").strip(".")
-        found.update(key for key in _flat(values, prefix) if not key.startswith("hydra."))
-    return sorted(found)
+        for key in _flat(values, group.replace("/", ".").strip(".")):
+            if key.partition(".")[0] != "hydra":
+                found.setdefault(key, []).extend([] if group == "." else [f"{group}={file.stem}"])
+    return found
 
 
 def _flat(values: Any, prefix: str) -> Iterator[str]:  # noqa: ANN401 - any YAML
@@ -46,21 +59,31 @@ def _flat(values: Any, prefix: str) -> Iterator[str]:  # noqa: ANN401 - any YAML
 
 def describe(error: Exception) -> str:
     """One line on an error of Hydra, with the name that was probably meant."""
-    text = str(error)
+    # Hydra raises an exception without a text from the one that says what is wrong.
+    text = str(error) or str(error.__cause__)
     override = re.search(r"Could not override '([^']+)'", text)
     if override:
-        return _unknown("key", override.group(1), keys())
+        return unknown_key(override.group(1))
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if choice:
+    if choice and choices(choice.group(1)):
         group, name = choice.groups()
         known = choices(group)
-        return f"{_unknown(f'choice {group}=', name, known)}; there are {', '.join(known)}"
+        hint = _meant(name, known)
+        return f"unknown choice {group}={name}{hint}; there are {', '.join(known)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        return f"can't read the override {error.override}: {lines[0]}"
     return " ".join(line for line in lines if not line.startswith("Set the environment variable"))
 
 
-def _unknown(kind: str, name: str, known: list[str]) -> str:
+def unknown_key(name: str) -> str:
+    """One line on a key that the configuration doesn't have, with the one probably meant."""
+    known = keys()
+    if known.get(name):
+        return f"unknown key {name}, it belongs to {' and '.join(known[name])}"
+    return f"unknown key {name}{_meant(name, [*groups(), *known])}"
+
+
+def _meant(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    joint = "" if kind.endswith("=") else " "
-    hint = f", did you mean {close[0]}?" if close else ""
-    return f"unknown {kind}{joint}{name}{hint}"
+    return f", did you mean {close[0]}?" if close else ""

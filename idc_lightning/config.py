@@ -15,15 +15,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from idc_lightning.conf_folder import unknown_key
 from idc_lightning.errors import IDCError
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Positive = Annotated[Finite, Field(gt=0)]
+NotNegative = Annotated[Finite, Field(ge=0)]
+Share = Annotated[Finite, Field(gt=0, lt=1)]
+Probability = Annotated[Finite, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Monitored = Annotated[str, Field(pattern=r"^dev/\w+$")]
+Monitored = Literal[
+    "dev/loss",
+    "dev/f1",
+    "dev/balanced_accuracy",
+    "dev/precision",
+    "dev/recall",
+    "dev/specificity",
+    "dev/auroc",
+    "dev/average_precision",
+]
 
 
 class Section(BaseModel):
@@ -114,7 +125,7 @@ class HeadConfig(Section):
 
     hidden: list[Count]
     dropout: Probability
-    bias: float
+    bias: Finite
 
 
 class LossConfig(Section):
@@ -203,7 +214,6 @@ class TrainerConfig(Section):
     """How long, on what and in which precision."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
-    devices: Count
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
     epochs: Count
     gradient_clip: Positive | None
@@ -216,14 +226,12 @@ class CheckpointConfig(Section):
     """Which epoch is the best."""
 
     monitor: Monitored
-    mode: Literal["min", "max"]
 
 
 class EarlyStoppingConfig(Section):
     """When to stop before the last epoch."""
 
     monitor: Monitored
-    mode: Literal["min", "max"]
     patience: Count
     min_delta: NotNegative
 
@@ -324,28 +332,39 @@ def parse(schema: Any, values: Any, where: str = "") -> Any:  # noqa: ANN401 - u
 
 def _problem(where: str, values: Any, item: Mapping[str, Any]) -> str:  # noqa: ANN401
     """One line on one of pydantic's errors, with the key as the user typed it."""
-    key = ".".join([where, *_typed_key(values, item["loc"])]).strip(".")
-    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "should")
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key}"
-    if item["type"] == "missing":
+    kind, value = item["type"], item["input"]
+    key = ".".join([where, *_typed_key(values, item["loc"], missing=kind == "missing")]).strip(".")
+    if kind == "extra_forbidden":
+        return unknown_key(key)
+    if kind == "missing":
         return f"{key} is missing"
-    value = item["input"]
+    if kind == "union_tag_not_found":
+        return f"{key}.name is missing"
+    if kind == "union_tag_invalid":
+        return f"{key}.name={item['ctx']['tag']} should be one of {item['ctx']['expected_tags']}"
+    message = str(item["msg"]).removeprefix("Input ").removesuffix(" for <class 'pathlib.Path'>")
+    if kind == "value_error":
+        return f"{key}: {message.removeprefix('Value error, ')}"
     shown = "" if isinstance(value, Mapping | BaseModel) else f"={_shown(value)}"
     return f"{key}{shown} {message}"
 
 
-def _typed_key(values: Any, location: tuple[str | int, ...]) -> list[str]:  # noqa: ANN401
+def _typed_key(
+    values: Any,  # noqa: ANN401
+    location: tuple[str | int, ...],
+    *,
+    missing: bool,
+) -> list[str]:
     """Drop the names of union members that pydantic puts between the keys."""
     keys: list[str] = []
     for index, part in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(values, Mapping) and (part in values or (last and "[" not in str(part))):
+        absent = missing and index == len(location) - 1
+        if isinstance(values, Mapping) and (part in values or absent):
             keys.append(str(part))
             values = values.get(part)
-        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+        elif isinstance(values, list | tuple) and isinstance(part, int):
             keys.append(str(part))
-            values = values[part]
+            values = values[part] if part < len(values) else None
     return keys
 
 

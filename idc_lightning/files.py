@@ -2,9 +2,8 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,10 +20,13 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
+        try:
+            partial.write_text(text, encoding="utf-8", newline="")
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink()
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise IDCError(f"can't write {path}: {error.strerror}") from error
 
 
@@ -36,7 +38,7 @@ def made_once(folder: Path) -> Iterator[Path | None]:
     exception, or None if ``folder`` is there already.
 
     Raises:
-        IDCError: If the folder above can't be written.
+        IDCError: If the folder can't be made.
     """
     if folder.is_dir():
         yield None
@@ -46,16 +48,33 @@ def made_once(folder: Path) -> Iterator[Path | None]:
         lock = FileLock(folder.parent / f".{folder.name}.lock")
         lock.acquire()
     except OSError as error:
-        raise IDCError(f"can't write {folder.parent}: {error.strerror}") from error
+        raise _cannot_make(folder, error) from error
     try:
         if folder.is_dir():
             yield None
             return
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        # Nobody else is here, so what bears this name was left by a process that was killed.
+        partial = folder.parent / f".{folder.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+        except OSError as error:
+            raise _cannot_make(folder, error) from error
         try:
             yield partial
-            partial.replace(folder)
+            _rename(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         lock.release()
+
+
+def _rename(partial: Path, folder: Path) -> None:
+    try:
+        partial.replace(folder)
+    except OSError as error:
+        raise _cannot_make(folder, error) from error
+
+
+def _cannot_make(folder: Path, error: OSError) -> IDCError:
+    return IDCError(f"can't write {folder}: {error.strerror}")

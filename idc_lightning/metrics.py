@@ -1,5 +1,6 @@
 """Which metrics are computed; IDC is the positive class throughout."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -36,9 +37,11 @@ def patch_metrics(threshold: float) -> MetricCollection:
         threshold: Probability from which a patch counts as IDC.
 
     Returns:
-        A collection that takes probabilities of IDC, float [N], and labels, int [N]; -1 is left
+        A collection that takes probabilities of IDC, float32 [N], and labels, int [N]; -1 is left
         out.
     """
+    # torchmetrics counts what is above its threshold, not what reaches it.
+    threshold = _float32_below(threshold)
     return MetricCollection(
         {
             "f1": BinaryF1Score(threshold, ignore_index=NO_LABEL),
@@ -50,6 +53,13 @@ def patch_metrics(threshold: float) -> MetricCollection:
             "average_precision": BinaryAveragePrecision(ignore_index=NO_LABEL),
         }
     )
+
+
+def _float32_below(number: float) -> float:
+    """The largest float32 that is below a positive number."""
+    nearest = np.float32(number)
+    below = nearest if float(nearest) < number else np.nextafter(nearest, np.float32(0))
+    return float(below)
 
 
 def idc_probability(logits: Tensor) -> Tensor:

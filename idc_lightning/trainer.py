@@ -9,13 +9,12 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     LearningRateMonitor,
-    ModelCheckpoint,
     RichProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
-from idc_lightning.callbacks import EpochLines, Throughput
+from idc_lightning.callbacks import Checkpoints, EpochLines, Throughput, better
 from idc_lightning.config import CallbacksConfig, Config, LoggerConfig, TrainerConfig
 from idc_lightning.errors import IDCError
 
@@ -39,7 +38,7 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
     progress = progress_kind(config.callbacks, interactive=interactive)
     return lightning.Trainer(
         accelerator=accelerator,
-        devices=trainer.devices,
+        devices=1,
         precision=resolve_precision(trainer, accelerator),
         max_epochs=trainer.epochs,
         gradient_clip_val=trainer.gradient_clip,
@@ -52,8 +51,6 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
         enable_model_summary=False,
         # Errors of dev's metrics show in the first epoch; a sanity check would only cost time.
         num_sanity_val_steps=0,
-        # Samplers of this project divide the patches among processes themselves.
-        use_distributed_sampler=False,
         default_root_dir=folder,
     )
 
@@ -62,15 +59,14 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     """``"cpu"`` or ``"gpu"``.
 
     Raises:
-        IDCError: If more GPUs are asked for than there are.
+        IDCError: If a GPU is asked for and there is none.
     """
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.accelerator == "gpu" and present < config.devices:
+    present = torch.cuda.is_available()
+    if config.accelerator == "gpu" and not present:
         raise IDCError(
-            f"trainer.accelerator=gpu with trainer.devices={config.devices}, but "
-            f"{present or 'no'} GPU is present: take trainer=cpu or trainer=auto"
+            "trainer.accelerator=gpu, but no GPU is present: take trainer=cpu or trainer=auto"
         )
-    return "gpu" if config.accelerator != "cpu" and present >= config.devices else "cpu"
+    return "gpu" if present and config.accelerator != "cpu" else "cpu"
 
 
 def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
@@ -136,21 +132,14 @@ def build_callbacks(
 ) -> list[Callback]:
     """Checkpoints, progress, and what else is configured."""
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="best",
-            monitor=config.checkpoint.monitor,
-            mode=config.checkpoint.mode,
-            save_last=True,
-            enable_version_counter=False,
-        ),
+        Checkpoints(folder / "checkpoints", monitor=config.checkpoint.monitor),
         Throughput(),
     ]
     if config.early_stopping is not None:
         callbacks.append(
             EarlyStopping(
                 config.early_stopping.monitor,
-                mode=config.early_stopping.mode,
+                mode=better(config.early_stopping.monitor),
                 patience=config.early_stopping.patience,
                 min_delta=config.early_stopping.min_delta,
             )

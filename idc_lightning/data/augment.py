@@ -72,21 +72,21 @@ def augment(
     Returns:
         The three, changed.
     """
-    chance = draws(seed, epoch, cell.amax(dim=(1, 2)), 7)
+    chance = draws(seed, epoch, cell.amax(dim=(1, 2)), 8)
     flips: list[tuple[bool, Callable[[Tensor], Tensor]]] = [
         (config.horizontal_flip, lambda x: x.flip(-1)),
         (config.vertical_flip, lambda x: x.flip(-2)),
-        # A mirror image across the diagonal: with the two flips, all four turns.
-        (config.turns, lambda x: x.transpose(-1, -2)),
+        (config.turns, lambda x: x.rot90(1, (-2, -1))),
+        (config.turns, lambda x: x.rot90(2, (-2, -1))),
     ]
     for column, (wanted, change) in enumerate(flips):
         if wanted:
             chosen = chance[:, column] < 0.5
             image, label, cell = (_where(chosen, change, part) for part in (image, label, cell))
     if config.stain_jitter > 0:
-        image = jitter_stains(image, 1 + config.stain_jitter * (2 * chance[:, 3:6] - 1))
+        image = jitter_stains(image, 1 + config.stain_jitter * (2 * chance[:, 4:7] - 1))
     if config.brightness > 0:
-        light = 1 + config.brightness * (2 * chance[:, 6] - 1)
+        light = 1 + config.brightness * (2 * chance[:, 7] - 1)
         image = (image * light[:, None, None, None]).clamp(0, 1)
     return image, label, cell
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from idc_lightning.data.grid import NO_CELL, NO_LABEL, assemble
+from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH, assemble
 from idc_lightning.data.store import WHITE, Store
 
 
@@ -21,8 +21,8 @@ class Batch(TypedDict):
         label: Int64 [B, g, g]; 0 healthy, 1 IDC, -1 no patch there.
         cell: Int64 [B, g, g], row numbers in the store's table; -1 no patch there.
         patient_id: B names.
-        x: Int64 [B], column of the crop's upper left patch in pixels, from 1.
-        y: Int64 [B], row of the crop's upper left patch in pixels, from 1.
+        x: Int64 [B], column of the crop's upper left cell in pixels, from 1.
+        y: Int64 [B], row of the crop's upper left cell in pixels, from 1.
     """
 
     image: Tensor
@@ -63,14 +63,15 @@ class Crops(Dataset[Batch]):
         pixels = self.pixels[cell]
         pixels[~present] = WHITE
         # The largest row number of a crop is that of a patch, even where others are missing.
-        first = cell.amax(dim=(1, 2))
+        row, place = cell.flatten(1).max(dim=1)
+        across = cell.shape[2]
         return {
             "image": assemble(pixels),
             "label": self.labels[cell].masked_fill(~present, NO_LABEL),
             "cell": cell,
-            "patient_id": [self.patient_ids[row] for row in first.tolist()],
-            "x": self.x[first],
-            "y": self.y[first],
+            "patient_id": [self.patient_ids[number] for number in row.tolist()],
+            "x": self.x[row] - PATCH * (place % across),
+            "y": self.y[row] - PATCH * (place // across),
         }
 
 

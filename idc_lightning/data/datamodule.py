@@ -25,6 +25,7 @@ from idc_lightning.data.split import (
     check_leaks,
     patients_of,
     split_hash,
+    split_notes,
     split_patients,
 )
 from idc_lightning.data.store import Store, decode
@@ -54,9 +55,16 @@ class IDCDataModule(lightning.LightningDataModule):
         self.split = split
         self.seed = seed
         self.cache = cache
-        self.index: Index | None = None
+        self._index: Index | None = None
         self._store: Store | None = None
         self._splits: pd.Series | None = None
+
+    @property
+    def index(self) -> Index:
+        """All patches of the data set; there after `setup`."""
+        if self._index is None:
+            raise RuntimeError("the data module isn't set up: call setup() first")
+        return self._index
 
     @property
     def store(self) -> Store:
@@ -99,7 +107,8 @@ class IDCDataModule(lightning.LightningDataModule):
         if root.is_file() and root.suffix.lower() == ".zip":
             return unpack(root, self.cache.expanduser())
         if not root.is_dir():
-            raise IDCError(f"data.root={root} doesn't exist: give a folder or .zip of patches")
+            problem = "is neither a folder nor a .zip" if root.exists() else "doesn't exist"
+            raise IDCError(f"data.root={root} {problem}: give a folder or .zip of patches")
         return root
 
     def setup(self, stage: str | None = None) -> None:
@@ -124,7 +133,7 @@ class IDCDataModule(lightning.LightningDataModule):
         )
         check_leaks(store.table)
         _check_classes(store.table)
-        self.index, self._splits, self._store = index, splits, store
+        self._index, self._splits, self._store = index, splits, store
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split's patches in `table`, int64 [n]."""
@@ -141,11 +150,8 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
-        absent = 0 if self.index is None else self.index.table["patient_id"].nunique()
-        absent -= len(self.splits)
-        outside = [f"left out {absent} patients that split={self.split.name} doesn't name"]
-        index = [] if self.index is None else self.index.notes()
-        return index + (outside if absent else []) + self.store.notes()
+        split = split_notes(self.splits, self.index.table, self.split)
+        return self.index.notes() + split + self.store.notes()
 
     def summary(self) -> pd.DataFrame:
         """Patients, patches and IDC share of each split, one row each."""
@@ -161,10 +167,12 @@ class IDCDataModule(lightning.LightningDataModule):
         """Batches of train, in another order each epoch."""
         rows = self.rows("train")
         size = self.data.batch_size
-        if len(rows) < size:
+        # BatchNorm can't be trained on a batch of one.
+        drop_last = self.data.drop_last or len(rows) % size == 1
+        if drop_last and len(rows) < size:
             raise IDCError(
-                f"train has {len(rows)} patches, less than a batch: set data.batch_size below "
-                f"{len(rows)}"
+                f"train has {len(rows)} patches, less than a batch: set data.batch_size to "
+                f"{len(rows)} or less"
             )
         return loader(
             self._crops(rows),
@@ -172,8 +180,7 @@ class IDCDataModule(lightning.LightningDataModule):
             workers=self.data.workers,
             pin_memory=self._pinned(),
             shuffle_seed=self.seed,
-            # BatchNorm can't be trained on a batch of one.
-            drop_last=self.data.drop_last or len(rows) % size == 1,
+            drop_last=drop_last,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -237,7 +244,11 @@ def as_float(image: Tensor) -> Tensor:
 
 
 def _demo(data: DemoDataConfig, cache: Path) -> Path:
-    """Folder of the demo tissue, made on first use."""
+    """Folder of the demo tissue, made on first use.
+
+    Raises:
+        IDCError: If it can't be made, or patients were deleted since.
+    """
     name = f"{data.patients}-patients_{data.patches or 'drawn'}-patches_seed-{data.seed}"
     folder = cache.expanduser() / "demo" / name
     with made_once(folder) as partial:
@@ -245,7 +256,10 @@ def _demo(data: DemoDataConfig, cache: Path) -> Path:
             make_demo(
                 partial / "tissue", patients=data.patients, patches=data.patches, seed=data.seed
             )
-    return folder / "tissue"
+    tissue = folder / "tissue"
+    if not tissue.is_dir() or sum(1 for _ in tissue.iterdir()) < data.patients:
+        raise IDCError(f"parts of the demo tissue in {folder} are gone: delete this folder")
+    return tissue
 
 
 def _check_classes(table: pd.DataFrame) -> None:

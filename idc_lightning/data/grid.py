@@ -11,10 +11,18 @@ from torch import Tensor
 PATCH = 50
 """Width and height of a cell in pixels."""
 
+# Printable, and no lone surrogates, which stand for bytes that are no UTF-8.
+_WORD = r"[^\s/\x00-\x1f\x7f\ud800-\udfff]+"
+_NUMBER = r"0|[1-9][0-9]{0,6}"
+
 FILE_NAME = re.compile(
-    r"(?P<patient_id>[^/]+)_idx5_x(?P<x>\d{1,7})_y(?P<y>\d{1,7})_class(?P<target>[01])\.png"
+    rf"(?P<patient_id>{_WORD}(?: {_WORD})*)_idx5_x(?P<x>{_NUMBER})_y(?P<y>{_NUMBER})"
+    r"_class(?P<target>[01])\.png"
 )
-"""Name of a patch; x is the column and y the row of its upper left pixel, both from 1."""
+"""Name of a patch; x is the column and y the row of its upper left pixel, both from 1.
+
+A patient, a position and a class have one name only, so numbers have no leading zeros.
+"""
 
 NO_CELL = -1
 """Row number that stands for a place without a patch."""

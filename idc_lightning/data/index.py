@@ -71,11 +71,15 @@ def read_index(root: Path, *, on_conflict: str = "error") -> Index:
         on_conflict: ``"error"`` or ``"drop"`` for positions of a patient with both labels.
 
     Raises:
-        IDCError: If there is no patch, a folder contradicts a file name, a position isn't on the
-            grid, or a position has both labels and ``on_conflict`` is ``"error"``.
+        IDCError: If there is no patch, a folder can't be read or contradicts a file name, a
+            position isn't on the grid, or a position has both labels and ``on_conflict`` is
+            ``"error"``.
     """
-    root = _patients_folder(root)
-    found = _walk(root)
+    try:
+        root = _patients_folder(root)
+        found = _walk(root)
+    except OSError as error:
+        raise IDCError(f"can't read {error.filename}: {error.strerror}") from error
     table, foreign = _table(root, found)
     if table.empty:
         raise _no_patches(root)
@@ -112,8 +116,9 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _is_patient(folder: Path) -> bool:
-    """Whether a folder holds class folders."""
-    return any((folder / label).is_dir() for label in ("0", "1"))
+    """Whether a folder holds class folders, which aren't patients named 0 or 1."""
+    classes = [folder / label for label in ("0", "1") if (folder / label).is_dir()]
+    return any(not (inner / "0").is_dir() and not (inner / "1").is_dir() for inner in classes)
 
 
 def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -133,11 +138,15 @@ def _walk(root: Path) -> _Found:
             elif _is_patient(Path(patient.path)):
                 _walk_patient(patient, found)
             elif _is_data_set(Path(patient.path)):
-                copy = _walk(Path(patient.path))
-                found.nested += sum(map(len, copy.names)) + copy.nested
+                found.nested += _patches_below(patient.path)
             else:
                 found.foreign += 1
     return found
+
+
+def _patches_below(folder: str) -> int:
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return sum(FILE_NAME.fullmatch(name) is not None for name in names)
 
 
 def _walk_patient(patient: os.DirEntry[str], found: _Found) -> None:
@@ -170,9 +179,9 @@ def _table(root: Path, found: _Found) -> tuple[pd.DataFrame, int]:
             "label": np.repeat([label for _, label in found.folders], counts),
             "name": [name for names in found.names for name in names],
         },
-        dtype=str,
+        dtype=object,  # names that are no UTF-8 fit into no other
     )
-    parts = files["name"].str.extract(f"^{FILE_NAME.pattern}$")
+    parts = files["name"].str.extract(rf"^{FILE_NAME.pattern}\Z")
     is_patch = parts["target"].notna()
     files, parts = files[is_patch], parts[is_patch]
     files["path"] = files["folder"] + "/" + files["label"] + "/" + files["name"]
@@ -183,7 +192,7 @@ def _table(root: Path, found: _Found) -> tuple[pd.DataFrame, int]:
             "x": parts["x"].astype("int64"),
             "y": parts["y"].astype("int64"),
             "target": parts["target"].astype("int64"),
-            "path": files["path"],
+            "path": files["path"].astype(str),
         }
     ).reset_index(drop=True)
     off_grid = table[(table["x"] % PATCH != 1) | (table["y"] % PATCH != 1)]
@@ -202,8 +211,14 @@ def _check_folders(root: Path, files: pd.DataFrame, parts: pd.DataFrame) -> None
         if not wrong.empty:
             raise IDCError(
                 f"{len(wrong)} files of {root} lie in the folder of another {kind} than their "
-                f"names say: {listed(sorted(wrong))}; move or delete them"
+                f"names say: {listed([_printable(path) for path in sorted(wrong)])}; move or "
+                "delete them"
             )
+
+
+def _printable(path: str) -> str:
+    """A path as it is, or quoted and escaped if it would break the line of a message."""
+    return path if path.isprintable() else ascii(path)
 
 
 def _resolve_conflicts(table: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, int]:

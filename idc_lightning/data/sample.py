@@ -9,7 +9,7 @@ def sample_patches(table: pd.DataFrame, size: int, *, seed: int) -> pd.DataFrame
 
     Args:
         table: Patches with patient_id and target.
-        size: Wanted number; one patch of each patient and class is kept in any case.
+        size: Number of rows; one patch of each patient and class is kept in any case.
         seed: Seed of the draw.
 
     Returns:
@@ -18,9 +18,9 @@ def sample_patches(table: pd.DataFrame, size: int, *, seed: int) -> pd.DataFrame
     if size >= len(table):
         return table
     order = np.random.default_rng(seed).permutation(len(table))
-    shuffled = table.iloc[order]
-    groups = shuffled.groupby(["patient_id", "target"], sort=False)
+    groups = table.iloc[order].groupby(["patient_id", "target"], sort=False)
     place = groups.cumcount().to_numpy()
-    wanted = groups["x"].transform("size").to_numpy() * size / len(table)
-    kept = order[place < np.maximum(1, np.round(wanted))]
+    # How far into its group a patch stands, so that the lowest are an equal share of each group.
+    depth = np.where(place == 0, 0, (place + 0.5) / groups["target"].transform("size"))
+    kept = order[np.argsort(depth, kind="stable")[: max(size, groups.ngroups)]]
     return table.iloc[np.sort(kept)].reset_index(drop=True)

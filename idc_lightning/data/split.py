@@ -6,6 +6,7 @@ Patches of one patient resemble one another, so a patient is never divided.
 
 import csv
 import hashlib
+import io
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -125,13 +126,12 @@ def _row_of_alike(patients: pd.DataFrame, classes: int) -> np.ndarray:
 def notebook(patients: pd.DataFrame, config: NotebookSplitConfig) -> pd.Series:
     """Divide as the notebook does: at random, and the held-out part once more."""
     ids = patients.index.tolist()
-    if len(ids) < 4:
-        raise _too_few(config.name, len(ids), "can't be divided twice")
-    train, held_out = train_test_split(ids, test_size=config.held_out, random_state=config.seed)
-    if len(held_out) < 2:
-        raise _too_few(config.name, len(ids), "can't be divided twice")
-    # The notebook takes the first part of the second call as test and the rest as dev.
-    test, dev = train_test_split(held_out, test_size=1 - config.test, random_state=config.seed)
+    try:
+        train, held_out = train_test_split(ids, test_size=config.held_out, random_state=config.seed)
+        # The notebook takes the first part of the second call as test and the rest as dev.
+        test, dev = train_test_split(held_out, train_size=config.test, random_state=config.seed)
+    except ValueError as error:
+        raise _too_few(config.name, len(ids), "can't be divided twice") from error
     names = {"train": train, "dev": dev, "test": test}
     return pd.Series({patient: name for name, members in names.items() for patient in members})
 
@@ -143,17 +143,20 @@ def cruz_roa_2014(patients: pd.DataFrame, config: CruzRoaSplitConfig) -> pd.Seri
     with convolutional neural networks", Proc. SPIE 9041, 2014: 84 patients for training, 29 for
     validation, 49 for test. Two of the training list (8915, 9024) are not in the public data set.
     """
-    text = resources.files("idc_lightning.data").joinpath("cruz_roa_2014.csv").read_text()
-    published = pd.Series(
-        {row["patient_id"]: row["split"] for row in csv.DictReader(text.splitlines())}
-    )
-    present = published[published.index.isin(patients.index)]
+    lists = _published()
+    present = lists[lists.index.isin(patients.index)]
     if present.empty:
         raise IDCError(
-            f"none of the {len(published)} patients of split={config.name} is in the data: "
+            f"none of the {len(lists)} patients of split={config.name} is in the data: "
             "take split=stratified"
         )
     return present
+
+
+def _published() -> pd.Series:
+    text = resources.files("idc_lightning.data").joinpath("cruz_roa_2014.csv").read_text()
+    rows = csv.DictReader(text.splitlines())
+    return pd.Series({row["patient_id"]: row["split"] for row in rows})
 
 
 def from_file(patients: pd.DataFrame, config: FileSplitConfig) -> pd.Series:
@@ -180,6 +183,24 @@ SPLITS: dict[str, Callable[[pd.DataFrame, Any], pd.Series]] = {
 """Ways to split: a function of the patients' table and the split's configuration."""
 
 
+def split_notes(splits: pd.Series, table: pd.DataFrame, config: AnySplit) -> list[str]:
+    """One line on patients of a published split that the data lacks, and one on the reverse.
+
+    Args:
+        splits: What `split_patients` made of the table.
+        table: Patches with patient_id.
+        config: Which split.
+    """
+    notes = []
+    if isinstance(config, CruzRoaSplitConfig):
+        count = f"{len(splits)} of {len(_published())}"
+        notes.append(f"{count} patients of split={config.name} are present")
+    absent = table["patient_id"].nunique() - len(splits)
+    if absent:
+        notes.append(f"left out {absent} patients that split={config.name} doesn't name")
+    return notes
+
+
 def read_splits(path: Path) -> pd.Series:
     """Read a splits.csv.
 
@@ -192,9 +213,12 @@ def read_splits(path: Path) -> pd.Series:
     """
     try:
         # Text throughout, since pandas would turn the patient 00123 into 123.
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        rows = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", compression=None
+        )
     except (OSError, ValueError) as error:
         raise IDCError(f"can't read the split {path}: {str(error).splitlines()[0]}") from error
+    rows.columns = rows.columns.str.strip()
     missing = [name for name in ("patient_id", "split") if name not in rows.columns]
     if missing:
         raise IDCError(f"{path} has no column {' and '.join(missing)}: patient_id,split are needed")
@@ -211,8 +235,10 @@ def read_splits(path: Path) -> pd.Series:
 
 def splits_csv(splits: pd.Series) -> str:
     """The text of splits.csv, ordered by patient, so that equal splits give equal text."""
-    lines = [f"{patient},{name}" for patient, name in splits.sort_index().items()]
-    return "\n".join(["patient_id,split", *lines]) + "\n"
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerows([("patient_id", "split"), *splits.sort_index().items()])
+    return text.getvalue()
 
 
 def split_hash(splits: pd.Series) -> str:

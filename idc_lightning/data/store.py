@@ -7,25 +7,45 @@ had to be converted or padded is counted.
 import hashlib
 import io
 import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from rich.progress import track
 
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
+from idc_lightning.progress import watched
 
 CHUNK = 256
 """Patches that a thread decodes at a time."""
 
 WHITE = 255
+
+START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+"""How each PNG begins; width, height and bits of a sample follow (PNG specification, 11.2.1)."""
+
+HEADER = struct.Struct(f">{len(START)}sIIB")
+
+DAMAGED = (
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises at damaged files, beside OSError."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +57,8 @@ class Store:
             (bool, smaller than 50x50 px), blank (bool, one colour throughout) and digest (str, of
             the pixels as they were in the file).
         pixels: uint8 [N, 50, 50, 3], RGB.
-        converted: Number of files by what they were converted from (grey, alpha, 16 bit, palette).
+        converted: Number of files by what they were converted from (grey, RGBA, which is
+            all with transparency, 16-bit, palette).
         broken: Number of files left out because they can't be read.
         dropped: Number of edge patches left out.
     """
@@ -94,16 +115,16 @@ def decode(
     found: list[_Decoded] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda chunk: [_decode(path, edge_patches) for path in chunk], chunks)
-        for patches in _progress(decoded, len(chunks)):
+        for patches in watched(decoded, "reading patches", total=len(chunks)):
             for patch in patches:
                 if patch.pixels is not None:
                     height, width = patch.pixels.shape[:2]
                     pixels[len(found), :height, :width] = patch.pixels
                 found.append(_without_pixels(patch))
-    broken = np.array([bool(patch.problem) for patch in found])
+    broken = np.array([bool(patch.problem) for patch in found], dtype=bool)
     if broken.any() and on_broken == "error":
         raise _broken_files(table.loc[broken, "path"], [p.problem for p in found if p.problem])
-    edge = np.array([patch.edge for patch in found])
+    edge = np.array([patch.edge for patch in found], dtype=bool)
     kept = ~broken & ~(edge if edge_patches == "drop" else np.zeros_like(edge))
     if not kept.any():
         raise IDCError(f"no patch of {root} is left: all are broken or dropped as edge patches")
@@ -111,14 +132,10 @@ def decode(
     return Store(
         table=table.assign(**columns)[kept].reset_index(drop=True),
         pixels=pixels if kept.all() else pixels[kept],
-        converted=dict(Counter(patch.converted for patch in found if patch.converted)),
+        converted=dict(Counter(p.converted for p in compress(found, kept) if p.converted)),
         broken=int(broken.sum()),
         dropped=int((edge & ~broken & ~kept).sum()),
     )
-
-
-def _progress(chunks: Iterable[list[_Decoded]], count: int) -> Iterable[list[_Decoded]]:
-    return track(chunks, "reading patches", total=count, transient=True)
 
 
 def _without_pixels(patch: _Decoded) -> _Decoded:
@@ -144,17 +161,21 @@ def _decode(path: str, edge_patches: str) -> _Decoded:
         content = Path(path).read_bytes()
         if not content:
             return _Decoded(problem="empty file")
+        if len(content) < HEADER.size or not content.startswith(START):
+            return _Decoded(problem="not a PNG image")
+        _, width, height, bits = HEADER.unpack_from(content)
+        if width > PATCH or height > PATCH:
+            return _Decoded(problem=f"{width}x{height} px, more than {PATCH}x{PATCH}")
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            width, height = image.size
-            if width > PATCH or height > PATCH:
-                return _Decoded(problem=f"{width}x{height} px, more than {PATCH}x{PATCH}")
+            if image.size != (width, height):
+                return _Decoded(problem="damaged PNG (has two headers)")
             image.load()
-            rgb, converted = _to_rgb(image, bits=content[24])
+            rgb, converted = _to_rgb(image, bits)
     except UnidentifiedImageError:
         return _Decoded(problem="not a PNG image")
     except OSError as error:
         return _Decoded(problem=error.strerror or str(error))
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         return _Decoded(problem=f"damaged PNG ({error})")
     pixels = np.asarray(rgb)
     edge = pixels.shape[:2] != (PATCH, PATCH)
@@ -171,7 +192,7 @@ def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
 
     Args:
         image: A PNG of any mode.
-        bits: Bits of a sample, from the file's header (byte 24, PNG specification 11.2.2).
+        bits: Bits of a sample, from the file's header.
 
     Returns:
         The image and what it was before, which is empty if it was 8-bit RGB.

@@ -4,13 +4,14 @@ A backbone maps images of any size to a map of features, so that one net serves 
 crops of tissue alike.
 """
 
+import difflib
 import pickle
-import zipfile
+import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from idc_lightning.errors import IDCError
 
 CHECKPOINT_PREFIX = "network.backbone."
 """What this project's checkpoints put before the names of the backbone's weights."""
+
+OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+"""Names in torchvision's files of DenseNet, where its modules have no dot before the number."""
 
 
 def build_backbone(name: str) -> tuple[nn.Module, int]:
@@ -35,9 +39,10 @@ def build_backbone(name: str) -> tuple[nn.Module, int]:
     Raises:
         IDCError: If torchvision has no such classifier, or it isn't convolutional.
     """
-    if name not in models.list_models(module=models):
-        close = [known for known in models.list_models(module=models) if name[:6] in known]
-        hint = f"did you mean {', '.join(close[:5])}?" if close else "resnet18 is one"
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known)
+        hint = f"did you mean {', '.join(close)}?" if close else "resnet18 is one"
         raise IDCError(f"model.backbone={name} is no classifier of torchvision: {hint}")
     layers = _convolutional(name)
     if layers is None:
@@ -51,12 +56,14 @@ def build_backbone(name: str) -> tuple[nn.Module, int]:
 
 def _convolutional(name: str) -> OrderedDict[str, nn.Module] | None:
     """The layers of a classifier up to its pooling; None if they don't give a map."""
-    if name in ("googlenet", "inception_v3"):  # further outputs, larger images
+    if name in ("alexnet", "googlenet", "inception_v3"):  # larger images, further outputs
         return None
     classifier = models.get_model(name)
-    if hasattr(classifier, "layer4"):
+    if hasattr(classifier, "layer4") or hasattr(classifier, "stage4"):
         children = classifier.named_children()
         return OrderedDict(child for child in children if child[0] not in ("avgpool", "fc"))
+    if hasattr(classifier, "layers"):
+        return OrderedDict(layers=classifier.layers)
     if hasattr(classifier, "features"):
         layers = OrderedDict([("features", classifier.features)])
         if name.startswith("densenet"):
@@ -110,15 +117,17 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str) -> None:
 
 def _imagenet(name: str) -> Mapping[str, Tensor]:
     weights = models.get_model_weights(name).DEFAULT
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-    except (URLError, OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise IDCError(
-            f"can't download the ImageNet weights of {name} ({error}): put {weights.url} into "
-            f"{folder}, give a file by model.weights=<file>, or train from scratch by "
-            "model.weights=none"
-        ) from error
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not file.is_file():
+        try:
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise IDCError(
+                f"can't download the ImageNet weights of {name} ({error}): put {weights.url} into "
+                f"{file.parent}, give a file by model.weights=<file>, or train from scratch by "
+                "model.weights=none"
+            ) from error
+    return _from_file(file)
 
 
 def _from_file(path: Path) -> Mapping[str, Tensor]:
@@ -128,7 +137,11 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping):
         raise IDCError(f"{path} holds no weights: its state_dict is a {type(state).__name__}")
     state = {str(k).removeprefix(CHECKPOINT_PREFIX): v for k, v in state.items()}
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return {
+        OLD_DENSE_LAYER.sub(r"\1\2", key): value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -140,16 +153,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise IDCError(f"no such checkpoint: {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # what is odd about a damaged file is told below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = (
             "it holds Python objects, which could run code when loaded; only tensors and plain "
             "values are read"
-            if "Unsupported" in str(error) or "GLOBAL" in str(error)
-            else "it is damaged or no checkpoint"
+            if "GLOBAL" in str(error) or "Unsupported class" in str(error)
+            else "it is damaged, incomplete or no checkpoint"
         )
         raise IDCError(f"can't read {path}: {reason}") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except PermissionError as error:
+        raise IDCError(f"can't read {path}: {error.strerror}") from error
+    except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise IDCError(f"can't read {path}: it is damaged, incomplete or no checkpoint") from error
     if not isinstance(content, dict):
         raise IDCError(f"can't read {path}: it holds a {type(content).__name__}, not weights")

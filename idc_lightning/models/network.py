@@ -92,6 +92,7 @@ class PatchNetwork(nn.Module):
         self.backbone.requires_grad_(not frozen)
         # Convolutions on the CPU and on tensor cores are quicker with colours last.
         self.backbone.to(memory_format=torch.channels_last)
+        self.train()  # Lightning trains a network in the mode that it finds
 
     def train(self, mode: bool = True) -> "PatchNetwork":
         """Switch between training and evaluation; a frozen backbone stays in evaluation."""

@@ -1,0 +1,204 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+
+import idc_lightning.results.bootstrap as bootstrap
+from idc_lightning.metrics import patch_metrics
+from idc_lightning.results.bootstrap import Interval, bootstrap_metrics
+
+NAMES = (
+    "f1",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "specificity",
+    "auroc",
+    "average_precision",
+)
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Strings = npt.NDArray[np.str_]
+Cohort = tuple[Ints, Floats, Strings]
+
+
+def cohort(seed: int, patients: int = 12, *, steps: int | None = 20) -> Cohort:
+    """Labels, probabilities (tied, if in steps) and patients of patches that are clustered."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(5, 40, patients)
+    names = np.repeat([f"p{number}" for number in range(patients)], sizes)
+    share, ease = np.repeat(rng.random((2, patients)), sizes, axis=1)
+    true = (rng.random(len(names)) < 0.1 + 0.6 * share).astype(np.int64)
+    score = (2 * true - 1) * (0.2 + ease) + rng.normal(0, 1, len(names))
+    proba = 1 / (1 + np.exp(-score))
+    order = rng.permutation(len(names))
+    return (
+        true[order],
+        proba[order] if steps is None else np.round(proba * steps)[order] / steps,
+        names[order],
+    )
+
+
+def run(
+    data: Cohort,
+    *,
+    threshold: float = 0.5,
+    draws: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    true, proba, patients = data
+    return bootstrap_metrics(
+        true,
+        proba,
+        patients,
+        threshold=threshold,
+        draws=draws,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def scikit_learns(true: Ints, proba: Floats, threshold: float) -> dict[str, float]:
+    predicted = proba >= threshold
+    return {
+        "f1": f1_score(true, predicted),
+        "balanced_accuracy": balanced_accuracy_score(true, predicted),
+        "precision": precision_score(true, predicted),
+        "recall": recall_score(true, predicted),
+        "specificity": recall_score(true, predicted, pos_label=0),
+        "auroc": roc_auc_score(true, proba),
+        "average_precision": average_precision_score(true, proba),
+    }
+
+
+@pytest.mark.parametrize("steps", [None, 20, 4])
+@pytest.mark.parametrize("threshold", [0.5, 0.25])
+@pytest.mark.parametrize("seed", range(3))
+def test_values_are_scikit_learns(seed: int, threshold: float, steps: int | None) -> None:
+    true, proba, patients = cohort(seed, steps=steps)
+    found = run((true, proba, patients), threshold=threshold, draws=1)
+    values = {name: interval.value for name, interval in found.items()}
+    assert values == pytest.approx(scikit_learns(true, proba, threshold), abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 700, bootstrap.CHUNK])
+def test_draws_are_resamples_of_whole_patients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(bootstrap, "CHUNK", chunk)
+    true, proba, patients = cohort(5, steps=10)
+    names = np.unique(patients)
+    drawn = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=40)
+    naive: dict[str, list[float]] = {name: [] for name in NAMES}
+    for counts in drawn:
+        rows = [
+            np.tile(np.flatnonzero(patients == name), n)
+            for name, n in zip(names, counts, strict=True)
+        ]
+        picked = np.concatenate(rows).astype(int)
+        for name, value in scikit_learns(true[picked], proba[picked], 0.5).items():
+            naive[name].append(value)
+    found = run((true, proba, patients), draws=40, confidence=0.9, seed=3)
+    for name in NAMES:
+        low, high = np.percentile(naive[name], [5, 95])
+        assert found[name].low == pytest.approx(low, abs=1e-12), name
+        assert found[name].high == pytest.approx(high, abs=1e-12), name
+        assert low < high
+
+
+def test_names_are_those_of_results_json_and_of_the_metrics_in_training() -> None:
+    assert set(run(cohort(0), draws=1)) == set(NAMES) == set(patch_metrics(0.5))
+
+
+def test_the_seed_alone_decides_on_the_intervals() -> None:
+    data = cohort(0)
+    assert run(data) == run(data)
+    other = run(data, seed=1)
+    assert all(run(data)[name].value == other[name].value for name in NAMES)
+    assert all(run(data)[name] != other[name] for name in NAMES)
+
+
+def test_the_order_of_the_patches_does_not_matter() -> None:
+    true, proba, patients = cohort(0)
+    order = np.random.default_rng(1).permutation(len(true))
+    shuffled = run((true[order], proba[order], patients[order]))
+    for name, interval in run((true, proba, patients)).items():
+        for part in ("value", "low", "high"):
+            wanted = getattr(interval, part)
+            assert getattr(shuffled[name], part) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_intervals_hold_the_value_and_widen_with_confidence() -> None:
+    data = cohort(0, patients=30)
+    wide, narrow = run(data, confidence=0.95), run(data, confidence=0.5)
+    for name in NAMES:
+        low, value, high = wide[name].low, wide[name].value, wide[name].high
+        assert low is not None
+        assert high is not None
+        assert value is not None
+        assert 0 <= low < value < high <= 1
+        assert narrow[name].low is not None
+        assert low < narrow[name].low
+        assert narrow[name].high is not None
+        assert narrow[name].high < high
+
+
+def test_undefined_metrics_are_none() -> None:
+    patients = np.array(["a", "a", "b"])
+    nothing = Interval(None, None, None)
+    healthy = run((np.zeros(3, np.int64), np.array([0.2, 0.4, 0.1]), patients))
+    assert {name for name in NAMES if healthy[name] == nothing} == set(NAMES) - {"specificity"}
+    assert healthy["specificity"] == Interval(1.0, 1.0, 1.0)
+    idc = run((np.ones(3, np.int64), np.array([0.2, 0.8, 0.9]), patients))
+    undefined = {"specificity", "balanced_accuracy", "auroc"}
+    assert {name for name in NAMES if idc[name] == nothing} == undefined
+    assert idc["recall"].value == pytest.approx(2 / 3)
+
+
+def test_draws_without_a_class_are_left_out() -> None:
+    # Each draw of one patient alone has one class only.
+    data = (np.array([0, 1]), np.array([0.1, 0.9]), np.array(["a", "b"]))
+    assert run(data)["auroc"] == Interval(1.0, 1.0, 1.0)
+    assert run(data)["recall"] == Interval(1.0, 1.0, 1.0)
+
+
+def test_a_single_patient_has_no_width() -> None:
+    true, proba, _ = cohort(0)
+    for interval in run((true, proba, np.full(len(true), "only"))).values():
+        assert interval.value is not None
+        assert interval.low == interval.high == pytest.approx(interval.value)
+
+
+def test_no_defined_draw_leaves_the_value_alone() -> None:
+    data = (np.array([0, 1]), np.array([0.1, 0.9]), np.array(["a", "b"]))
+    seed = next(s for s in range(99) if np.random.default_rng(s).multinomial(2, [0.5, 0.5])[0] != 1)
+    assert run(data, draws=1, seed=seed)["auroc"] == Interval(1.0, None, None)
+
+
+def test_95_percent_intervals_cover_and_those_of_patches_do_not() -> None:
+    """Repeat a study of 30 patients, and count how often the population's values are inside."""
+    everybody = cohort(0, patients=4000, steps=None)
+    truth = {name: run(everybody, draws=1)[name].value for name in NAMES}
+    studies = 120
+    by_patient, by_patch = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0)
+    for study in range(studies):
+        true, proba, patients = cohort(1000 + study, patients=30, steps=None)
+        each = np.arange(len(true)).astype(np.str_)
+        for covered, units in ((by_patient, patients), (by_patch, each)):
+            for name, interval in run((true, proba, units), draws=150, seed=study).items():
+                value = truth[name]
+                assert value is not None
+                assert interval.low is not None
+                assert interval.high is not None
+                covered[name] += interval.low <= value <= interval.high
+    # Few and uneven patients make percentile intervals a little too narrow.
+    assert min(by_patient.values()) / studies >= 0.85
+    assert np.mean(list(by_patient.values())) / studies < 0.98
+    assert np.mean(list(by_patch.values())) / studies < 0.82

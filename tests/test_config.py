@@ -1,0 +1,306 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_model import composed, config_of, told
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+import idc_lightning.conf_folder
+from idc_lightning.conf_folder import choices, conf_folder, describe, groups, keys
+from idc_lightning.config import Config, ModelConfig, parse, read_config
+
+FILES = sorted(conf_folder().rglob("*.yaml"))
+CHOICES = [f"{group}={choice}" for group in groups() for choice in choices(group)]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names of all keys below a mapping."""
+    found = set()
+    for key, value in values.items():
+        found.add(prefix + key)
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+    return found
+
+
+def described(*overrides: str) -> str:
+    """What a command says of overrides that Hydra refuses."""
+    with pytest.raises(HydraException) as caught:
+        composed(*overrides)
+    return describe(caught.value)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_file_opens_with_a_comment_on_its_use(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    first = lines[lines[0].startswith("# @package")]
+    assert first.startswith("# ")
+    group = file.parent.relative_to(conf_folder()).as_posix().replace("/", r"[./]")
+    assert re.search(r"\bidc-\w+ " if group == "." else rf"\b{group}(\.\w+)*=", first), first
+    assert len(first) <= 100
+
+
+@pytest.mark.parametrize("choice", [file for file in FILES if file.parent != conf_folder()])
+def test_the_use_in_a_comment_is_accepted(choice: Path) -> None:
+    lines = choice.read_text(encoding="utf-8").splitlines()
+    first = lines[lines[0].startswith("# @package")]
+    overrides = re.findall(r"(?<!\S)[\w.]+=[\w/.\-]*\w(?=[\s.;),:]|$)", first)
+    if choice.parent.name in Config.model_fields:
+        config_of(*overrides)
+    assert overrides or "<" in first
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_is_accepted(choice: str) -> None:
+    group, _, name = choice.partition("=")
+    config = config_of(choice)
+    section = getattr(config, group, None)
+    if section is not None and "name" in type(section).model_fields:
+        assert section.name == name
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiments_go_with_real_data_and_a_quick_look(experiment: str) -> None:
+    config_of("data=idc", f"experiment={experiment}", "debug=fast")
+
+
+def test_each_key_in_conf_is_read_and_nothing_else_is() -> None:
+    read: set[str] = set()
+    for choice in ["seed=0", *CHOICES]:
+        read |= flat(config_of(choice).model_dump(mode="json"))
+    assert {key for key in read if key not in Config.model_fields} == {
+        key for key in keys() if key not in Config.model_fields
+    }
+
+
+def test_no_schema_has_a_default() -> None:
+    config = config_of()
+    for section in [config, *(getattr(config, name) for name in Config.model_fields)]:
+        fields = getattr(type(section), "model_fields", {})
+        assert all(field.is_required() for field in fields.values()), section
+
+
+def test_the_notebooks_experiment() -> None:
+    config = config_of("experiment=notebook")
+    assert config.split.name == "notebook"
+    assert config.data.batch_size == 32
+    assert config.data.drop_last
+    assert config.data.edge_patches == "resize"
+    assert config.model.backbone == "resnet18"
+    assert config.model.weights == "imagenet"
+    assert config.model.freeze_backbone
+    assert config.model.head.model_dump() == {"hidden": [512, 256], "dropout": 0.5, "bias": 0.01}
+    assert config.model.loss.class_weights == "balanced"
+    assert config.optimizer.model_dump() == {
+        "name": "sgd",
+        "lr": 0.01,
+        "momentum": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+    }
+    assert config.scheduler.model_dump() == {
+        "name": "cyclic",
+        "base_lr": 1e-6,
+        "max_lr": 0.006,
+        "half_cycle": 30,
+        "unit": "steps",
+    }
+    assert config.trainer.epochs == 30
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        # unknown and missing keys
+        ("+trainer.epoch=3", "unknown key trainer.epoch, did you mean trainer.epochs?"),
+        ("+data.rot=x", "unknown key data.rot, did you mean data.root?"),
+        ("+zzz=1", "unknown key zzz"),
+        ("+optimizer.betas=[1,2]", "unknown key optimizer.betas, it belongs to optimizer=adamw"),
+        ("~trainer.epochs", "trainer.epochs is missing"),
+        ("~optimizer.lr", "optimizer.lr is missing"),
+        ("~data.name", "data.name is missing"),
+        ("trainer.epochs=???", "trainer.epochs: Missing mandatory value"),
+        ("seed=${sed}", "seed: Interpolation key 'sed' not found"),
+        # values that don't exist
+        ("optimizer.name=sdg", "optimizer.name=sdg should be one of 'sgd', 'adamw'"),
+        ("data.edge_patches=padd", "data.edge_patches=padd should be 'pad', 'resize' or 'drop'"),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu should be 'auto', 'cpu' or 'gpu'"),
+        ("trainer.precision=16", "trainer.precision=16 "),
+        ("trainer.deterministic=wran", "trainer.deterministic=wran should be"),
+        ("model.frozen_batchnorm=adopt", "model.frozen_batchnorm=adopt should be"),
+        ("model.loss.class_weights=balancd", "model.loss.class_weights=balancd should be"),
+        ("callbacks.checkpoint.monitor=dev/f2", "callbacks.checkpoint.monitor=dev/f2 should be"),
+        ("callbacks.checkpoint.monitor=test/f1", "callbacks.checkpoint.monitor=test/f1 should be"),
+        # wrong types
+        ("optimizer.lr=abc", "optimizer.lr=abc should be a valid number"),
+        ("optimizer.lr=true", "optimizer.lr=true should be a valid number"),
+        ("optimizer.lr=null", "optimizer.lr=null should be a valid number"),
+        ("trainer.epochs=1.5", "trainer.epochs=1.5 should be a valid integer"),
+        ("trainer.epochs=true", "trainer.epochs=true should be a valid integer"),
+        ("trainer.epochs=[1]", "trainer.epochs=[1] should be a valid integer"),
+        ("+trainer.epochs.x=1", "trainer.epochs should be a valid integer"),
+        ("data.drop_last=2", "data.drop_last=2 should be a valid boolean"),
+        ("data.root=[a]", "data.root=['a'] is not a valid path"),
+        ("model.backbone=18", "model.backbone=18 should be a valid string"),
+        ("model.head=null", "model.head=null should be"),
+        ("model.head.hidden=5", "model.head.hidden=5 should be a valid list"),
+        ("model.head.hidden=[5,a]", "model.head.hidden.1=a should be a valid integer"),
+        # out of range
+        ("optimizer.lr=-1", "optimizer.lr=-1 should be greater than 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan should be a finite number"),
+        ("optimizer.lr=inf", "optimizer.lr=inf should be a finite number"),
+        ("optimizer.momentum=1", "optimizer.momentum=1 should be less than 1"),
+        ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1 should be greater than"),
+        ("model.head.bias=nan", "model.head.bias=nan should be a finite number"),
+        ("model.head.dropout=1", "model.head.dropout=1 should be less than 1"),
+        ("model.head.hidden=[5,0]", "model.head.hidden.1=0 should be greater than or equal to 1"),
+        ("model.loss.class_weights=[1,-2]", "model.loss.class_weights.1=-2 should be greater"),
+        ("model.loss.class_weights=[1,2,3]", "at most 2 items"),
+        ("results.threshold=1", "results.threshold=1 should be less than 1"),
+        ("results.threshold=nan", "results.threshold=nan should be"),
+        ("seed=-1", "seed=-1 should be greater than or equal to 0"),
+        ("data.batch_size=1", "data.batch_size=1 should be greater than or equal to 2"),
+        ("trainer.epochs=0", "trainer.epochs=0 should be greater than or equal to 1"),
+        # values that don't go together
+        ("optimizer.momentum=0", "optimizer: nesterov=true needs a momentum above 0"),
+        ("split.dev=0.9", "split: dev and test together must stay below 1"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
+    with told("configuration: ", parts):
+        config_of(override)
+
+
+@pytest.mark.parametrize(
+    ("choice", "override", "part"),
+    [
+        ("scheduler=cyclic", "scheduler.base_lr=1", "scheduler: base_lr=1 is above max_lr=0.006"),
+        ("scheduler=cyclic", "scheduler.unit=epoch", "scheduler.unit=epoch should be"),
+        ("scheduler=onecycle", "scheduler.warmup=1", "scheduler.warmup=1 should be less than 1"),
+        ("optimizer=adamw", "optimizer.betas=[0.9]", "optimizer.betas.1 is missing"),
+        ("optimizer=adamw", "optimizer.betas=[0.9,2]", "optimizer.betas.1=2 should be less"),
+        ("split=notebook", "split.held_out=0", "split.held_out=0 should be greater than 0"),
+        (
+            "callbacks=early_stopping",
+            "callbacks.early_stopping.patience=0",
+            "callbacks.early_stopping.patience=0 should be greater",
+        ),
+        (
+            "experiment=notebook",
+            "optimizer=adamw",
+            "unknown key optimizer.momentum, it belongs to optimizer=sgd",
+        ),
+    ],
+)
+def test_a_wrong_value_of_a_choice_is_told(choice: str, override: str, part: str) -> None:
+    with told(part):
+        config_of(choice, override)
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with told("optimizer.lr=-1", "trainer.epochs=0", "unknown key data.rot"):
+        config_of("optimizer.lr=-1", "trainer.epochs=0", "+data.rot=x")
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("trainer.epoch=3", "unknown key trainer.epoch, did you mean trainer.epochs?"),
+        (
+            "model.head.dropuot=0",
+            "unknown key model.head.dropuot, did you mean model.head.dropout?",
+        ),
+        ("splt=notebook", "unknown key splt, did you mean split?"),
+        ("sed=1", "unknown key sed, did you mean seed?"),
+        ("foo.bar=1", "unknown key foo.bar"),
+        ("optimizer.betas=[1,2]", "unknown key optimizer.betas, it belongs to optimizer=adamw"),
+        ("data.root.x=1", "unknown key data.root.x, did you mean data.root?"),
+    ],
+)
+def test_an_unknown_override_is_told(override: str, text: str) -> None:
+    assert described(override) == text
+
+
+def test_an_unknown_choice_is_told_with_all_that_there_are() -> None:
+    text = described("split=notebok")
+    assert text.startswith("unknown choice split=notebok, did you mean notebook?; there are ")
+    assert text.endswith(", ".join(choices("split")))
+    assert "did you mean" not in described("experiment=zzz")
+    assert "there are fast, " in described("debug=fst")
+
+
+def test_other_errors_of_hydra_are_one_line() -> None:
+    for override in ("hydra/launcher=foo", "a b", "data.root=a=b", "split=[a"):
+        text = described(override)
+        assert text
+        assert "\n" not in text
+    assert "basic" in described("hydra/launcher=foo")
+
+
+def test_an_error_without_a_text_is_told_by_its_cause() -> None:
+    error = RuntimeError()
+    error.__cause__ = ValueError("line one\nline two")
+    assert describe(error) == "line one line two"
+
+
+def test_keys_and_choices_are_those_of_the_files() -> None:
+    assert keys()["optimizer.momentum"] == ["optimizer=sgd"]
+    assert keys()["scheduler.max_lr"] == ["scheduler=cyclic", "scheduler=onecycle"]
+    assert keys()["model.head.dropout"] == ["model=resnet18"]
+    assert keys()["seed"] == []
+    assert not any(key.startswith(("hydra", "defaults", "experiment")) for key in keys())
+    assert {"cyclic", "onecycle", "cosine", "none"} <= set(choices("scheduler"))
+    assert choices("data") == ["demo", "idc"]
+    assert choices("nothing") == []
+
+
+def test_conf_lies_in_the_wheel_or_beside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "idc_lightning"
+    package.mkdir()
+    monkeypatch.setattr(idc_lightning.conf_folder, "__file__", str(package / "conf_folder.py"))
+    assert conf_folder() == tmp_path / "conf"
+    (package / "conf").mkdir()
+    assert conf_folder() == package / "conf"
+
+
+def test_the_digest_depends_on_each_value_and_on_nothing_else() -> None:
+    digest = config_of().digest()
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert config_of("trainer.epochs=4", "data=demo").digest() == digest
+    others = {config_of(o).digest() for o in ("seed=1", "model.head.bias=0", "data.sample=9")}
+    assert len(others | {digest}) == 4
+
+
+def test_a_configuration_never_changes() -> None:
+    config = config_of()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.model.head.dropout = 0.1  # type: ignore[misc]
+
+
+def test_plain_values_give_the_section_back() -> None:
+    config = config_of("optimizer=adamw", "callbacks=early_stopping")
+    again = read_config(OmegaConf.create(config.model_dump(mode="json")))
+    assert again == config
+    assert parse(ModelConfig, config.model, "model") is config.model
+
+
+def test_a_section_is_told_with_its_place() -> None:
+    values = config_of().model.model_dump(mode="json")
+    values["head"]["dropout"] = 2
+    del values["backbone"]
+    with told("model.backbone is missing", "model.head.dropout=2 should be less than 1"):
+        parse(ModelConfig, values, "model")
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDC_CACHE", "/somewhere/else")
+    assert config_of().cache == Path("/somewhere/else")
+    monkeypatch.delenv("IDC_CACHE")
+    assert config_of().cache.expanduser() == Path.home() / ".cache" / "idc_lightning"

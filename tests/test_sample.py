@@ -1,0 +1,71 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idc_lightning.data.sample import sample_patches
+
+
+def table_of(sizes: list[tuple[int, int]]) -> pd.DataFrame:
+    """Patches of patients 0, 1, ... from their numbers of healthy and of IDC patches."""
+    rows = [
+        (str(patient), target)
+        for patient, pair in enumerate(sizes)
+        for target in (0, 1)
+        for _ in range(pair[target])
+    ]
+    table = pd.DataFrame(rows, columns=["patient_id", "target"])
+    return table.sample(frac=1, random_state=0).reset_index(drop=True).assign(row=range(len(rows)))
+
+
+def test_shares_of_patients_and_classes_are_kept() -> None:
+    table = table_of([(400, 200), (100, 20), (40, 240)])
+    sample = sample_patches(table, 100, seed=0)
+    counts = sample.groupby(["patient_id", "target"]).size().tolist()
+    assert counts == [40, 20, 10, 2, 4, 24]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=8),
+    size=st.integers(1, 300),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_size_is_exact_and_no_class_of_a_patient_is_lost(
+    sizes: list[tuple[int, int]], size: int, seed: int
+) -> None:
+    table = table_of(sizes)
+    sample = sample_patches(table, size, seed=seed)
+    groups = table.groupby(["patient_id", "target"]).size()
+    kept = sample.groupby(["patient_id", "target"]).size()
+    assert len(sample) == min(len(table), max(size, len(groups)))
+    assert kept.index.equals(groups.index)
+    even = groups * len(sample) / len(table)
+    # Groups that are kept for their only patch take it from the others.
+    assert (kept <= even + 1.5).all()
+    assert sample["row"].is_monotonic_increasing
+    assert sample["row"].is_unique
+    assert sample.index.equals(pd.RangeIndex(len(sample)))
+    assert sample.equals(table.iloc[sample["row"]].reset_index(drop=True))
+
+
+def test_the_draw_depends_on_its_seed_alone() -> None:
+    table = table_of([(50, 50), (50, 50)])
+    first = sample_patches(table, 20, seed=3)
+    assert first.equals(sample_patches(table, 20, seed=3))
+    assert not first.equals(sample_patches(table, 20, seed=4))
+
+
+@pytest.mark.parametrize("size", [10, 11, 1000])
+def test_a_sample_of_all_is_the_table_itself(size: int) -> None:
+    table = table_of([(5, 5)])
+    assert sample_patches(table, size, seed=0).equals(table)
+
+
+def test_each_patch_is_drawn_equally_often() -> None:
+    table = table_of([(10, 10)])
+    drawn = [sample_patches(table, 10, seed=seed)["row"].to_numpy() for seed in range(400)]
+    share = np.bincount(np.concatenate(drawn), minlength=20) / 400
+    assert share.min() > 0.4
+    assert share.max() < 0.6

@@ -1,0 +1,263 @@
+"""A whole run, from the command line to the run folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers_command import SMALL, Command, Ended
+from sklearn import metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models import get_model
+
+from idc_lightning.classifier import IDCClassifier, load_classifier
+from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.split import read_splits, split_hash
+
+NAMES = {
+    "f1",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "specificity",
+    "auroc",
+    "average_precision",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small run of two epochs, as another process leaves it."""
+    here = tmp_path_factory.mktemp("run")
+    command = [sys.executable, "-m", "idc_lightning.train", *SMALL, "trainer.epochs=2"]
+    ended = subprocess.run(
+        [*command, "hydra.run.dir=run"], cwd=here, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "AUROC" in ended.stdout
+    assert f"run folder: {here}/run" in ended.stdout
+    assert ended.stderr == ""
+    return here / "run"
+
+
+@pytest.fixture
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def table(folder: Path, split: str) -> pd.DataFrame:
+    return pd.read_csv(folder / "predictions" / f"{split}.csv", dtype={"patient_id": str})
+
+
+def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    events = {path for path in found if path.startswith("tensorboard/events.")}
+    assert events
+    assert found - events == {
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "hparams.yaml",
+        "metrics.csv",
+        "predictions/dev.csv",
+        "predictions/test.csv",
+        "results.json",
+        "splits.csv",
+        "tensorboard/hparams.yaml",
+    }
+
+
+def test_results_say_all_that_they_should(results: dict[str, Any]) -> None:
+    for split in ("dev", "test"):
+        assert set(results[split]) == NAMES
+        for interval in results[split].values():
+            assert set(interval) == {"value", "low", "high"}
+    assert results["patients"] == {"train": 8, "dev": 2, "test": 2}
+    assert sum(results["patches"].values()) == 480
+    assert results["threshold"] == 0.5
+    assert results["epochs"] == 2
+    assert 0 < results["seconds"] < 300
+    assert results["images_per_second"] > 1
+    assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert len(results["config_hash"]) == len(results["split_hash"]) == 64
+
+
+def test_predictions_hold_each_patch_once_and_give_the_metrics(
+    folder: Path, results: dict[str, Any]
+) -> None:
+    for split in ("dev", "test"):
+        rows = table(folder, split)
+        assert list(rows) == ["patient_id", "x", "y", "true", "predicted", "proba"]
+        assert len(rows) == results["patches"][split]
+        assert not rows.duplicated(["patient_id", "x", "y"]).any()
+        true, proba = rows["true"], rows["proba"]
+        predicted = (proba >= 0.5).astype(int)
+        assert (rows["predicted"] == predicted).all()
+        expected = {
+            "f1": metrics.f1_score(true, predicted),
+            "balanced_accuracy": metrics.balanced_accuracy_score(true, predicted),
+            "recall": metrics.recall_score(true, predicted),
+            "auroc": metrics.roc_auc_score(true, proba),
+            "average_precision": metrics.average_precision_score(true, proba),
+        }
+        for name, value in expected.items():
+            assert results[split][name]["value"] == pytest.approx(value, abs=1e-6), name
+
+
+def test_splits_are_those_of_the_predictions_and_the_checkpoint(
+    folder: Path, results: dict[str, Any]
+) -> None:
+    splits = read_splits(folder / "splits.csv")
+    assert len(splits) == 12
+    assert split_hash(splits) == results["split_hash"]
+    for split in ("dev", "test"):
+        assert set(table(folder, split)["patient_id"]) == set(splits.index[splits == split])
+    content = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert content["IDCDataModule"]["split_hash"] == results["split_hash"]
+
+
+def test_losses_rates_and_metrics_are_logged_once_for_each_step(folder: Path) -> None:
+    rows = pd.read_csv(folder / "metrics.csv")
+    steps = rows.dropna(subset="train/loss")["step"].tolist()
+    assert steps == list(range(2 * (rows["train/loss"].notna().sum() // 2)))
+    assert rows["lr-SGD"].notna().sum() == len(steps)
+    for name in NAMES | {"loss"}:
+        assert rows[f"dev/{name}"].notna().sum() == 2
+        assert rows[f"test/{name}"].notna().sum() == 1
+        assert rows[f"train/{name if name != 'loss' else 'loss_epoch'}"].notna().sum() == 2
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "lr-SGD", "train/f1", "dev/f1", "dev/loss", "test/f1"} <= tags
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+
+
+def test_the_best_checkpoint_alone_gives_the_predictions(folder: Path) -> None:
+    best = IDCClassifier.load_from_checkpoint(
+        folder / "checkpoints" / "best.ckpt", weights_only=True
+    ).eval()
+    rows = pd.read_csv(folder / "metrics.csv")
+    epochs = rows.dropna(subset="dev/f1")
+    content = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    # Of equal values the first is the best.
+    assert content["epoch"] == epochs["epoch"].iloc[int(epochs["dev/f1"].argmax())]
+    image = torch.rand(2, 3, 50, 50)
+    again = load_classifier(folder / "checkpoints" / "best.ckpt")
+    assert torch.equal(best(image), again(image))
+
+
+def small_run(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *overrides: str,
+) -> Ended:
+    ended = Command(tmp_path, capsys, monkeypatch)(*overrides)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_the_same_run_gives_the_same_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        small_run(tmp_path, capsys, monkeypatch, *SMALL, f"seed={seed}", f"hydra.run.dir={name}")
+        content = json.loads((tmp_path / name / "results.json").read_text())
+        predictions = (tmp_path / name / "predictions" / "test.csv").read_bytes()
+        logged = (tmp_path / name / "metrics.csv").read_bytes()
+        found.append((content["dev"], content["test"], predictions, logged))
+    assert found[0] == found[1]
+    assert found[0][-1] != found[2][-1]
+
+
+def test_test_is_read_once_and_after_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+    serve = IDCDataModule.eval_dataloader
+
+    def watched(self: IDCDataModule, split: str) -> Any:  # noqa: ANN401
+        assert self.trainer is not None
+        ended = self.trainer.current_epoch == self.trainer.max_epochs
+        asked.append((split, ended))
+        return serve(self, split)
+
+    monkeypatch.setattr(IDCDataModule, "eval_dataloader", watched)
+    small_run(tmp_path, capsys, monkeypatch, *SMALL)
+    assert [entry for entry in asked if entry[0] == "test"] == [("test", True)]
+
+
+def test_a_sweep_gives_each_job_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = small_run(tmp_path, capsys, monkeypatch, "-m", *SMALL, "model.head.dropout=0.1,0.6")
+    assert len(ended.left) == 1
+    sweep = tmp_path / "outputs" / ended.left[0]
+    rates = {}
+    for job in ("0", "1"):
+        content = torch.load(sweep / job / "checkpoints" / "best.ckpt", weights_only=True)
+        rates[job] = content["hyper_parameters"]["model"]["head"]["dropout"]
+        assert (sweep / job / "results.json").is_file()
+    assert rates == {"0": 0.1, "1": 0.6}
+
+
+def test_the_notebook_trains_the_head_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.manual_seed(5)
+    net = get_model("shufflenet_v2_x0_5")
+    torch.save(net.state_dict(), weights)
+    small_run(
+        tmp_path,
+        capsys,
+        monkeypatch,
+        "experiment=notebook",
+        *SMALL,
+        f"model.weights={weights}",
+        "hydra.run.dir=run",
+    )
+    trained = load_classifier(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    backbone = trained.network.backbone.state_dict()
+    assert backbone
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in backbone.items())
+    rates = pd.read_csv(tmp_path / "run" / "metrics.csv")["lr-SGD"].dropna()
+    assert np.all(np.diff(rates) > 0)  # the first of the half-cycles of 30 steps
+    assert rates.iloc[0] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("debug", ["fast", "profile"])
+def test_debug_runs_end_with_all_results(
+    debug: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [value for value in SMALL if not value.startswith(("data.batch", "trainer."))]
+    ended = small_run(tmp_path, capsys, monkeypatch, f"debug={debug}", *small, "hydra.run.dir=run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for split in ("dev", "test"):
+        assert len(table(tmp_path / "run", split)) == results["patches"][split] > 0
+    assert ("run_training_epoch" in ended.out) == (debug == "profile")
+
+
+def test_a_net_that_overfits_learns_by_heart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run(
+        tmp_path,
+        capsys,
+        monkeypatch,
+        "debug=overfit",
+        *[value for value in SMALL if not value.startswith("trainer.epochs")],
+        "data.sample=64",
+        "data.batch_size=16",
+        "hydra.run.dir=run",
+    )
+    rows = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert rows["train/f1"].dropna().iloc[-1] > 0.99
