@@ -227,7 +227,7 @@ def _diverged(what: str) -> IDCError:
     )
 
 
-def load_classifier(path: Path) -> IDCClassifier:
+def load_classifier(path: Path | str) -> IDCClassifier:
     """Load a checkpoint for evaluation, with clear errors.
 
     Raises:

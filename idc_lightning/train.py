@@ -71,7 +71,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         metrics[split] = judge(table, config.results, seed=config.seed)
     facts = run_facts(config, data, trainer, seconds=time.perf_counter() - began)
     results = write_results(folder / "results.json", metrics, facts)
-    log_hyperparameters(trainer, model, metrics["test"])
+    log_hyperparameters(trainer, model, metrics)
     if config.trainer.profiler is not None:
         out.print(trainer.profiler.summary(), highlight=False)  # type: ignore[attr-defined]
     out.print(metrics_table(metrics, config.results))
@@ -101,9 +101,15 @@ def run_facts(
     }
 
 
-def log_hyperparameters(trainer: lightning.Trainer, model: IDCClassifier, metrics: Metrics) -> None:
-    """Show the run's hyperparameters with its test metrics in TensorBoard."""
-    values = {f"test/{name}": interval.value for name, interval in metrics.items()}
+def log_hyperparameters(
+    trainer: lightning.Trainer, model: IDCClassifier, metrics: dict[str, Metrics]
+) -> None:
+    """Show the run's hyperparameters with its final metrics of dev and test in TensorBoard."""
+    values = {
+        f"final/{split}_{name}": interval.value
+        for split, of_split in metrics.items()
+        for name, interval in of_split.items()
+    }
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(

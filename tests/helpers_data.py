@@ -20,15 +20,6 @@ from idc_lightning.data.grid import PATCH, file_name
 Patch = tuple[str, int, int, int]
 """Patient, x, y and class."""
 
-PATIENTS = {
-    "101": "train",
-    "102": "train",
-    "103": "train",
-    "104": "dev",
-    "105": "dev",
-    "009": "test",
-}
-
 
 def pixels_of(patch: Patch) -> NDArray[np.uint8]:
     """Noise that no other patch has."""
@@ -57,15 +48,6 @@ def tissue(counts: Mapping[str, tuple[int, int]]) -> list[Patch]:
         for patient, (healthy, idc) in counts.items()
         for number in range(healthy + idc)
     ]
-
-
-def make_tissue(folder: Path, *, healthy: int = 4, idc: int = 2) -> tuple[AnyData, AnySplit]:
-    """Write the patients of `PATIENTS`; returns the configurations that name them."""
-    root = make_patches(folder / "tissue", tissue(dict.fromkeys(PATIENTS, (healthy, idc))))
-    path = folder / "own.csv"
-    path.write_text("patient_id,split\n" + "".join(f"{p},{s}\n" for p, s in PATIENTS.items()))
-    values = {"root": str(root), "batch_size": 4, "eval_batch_size": 5}
-    return data_config(**values), split_config("file", path=str(path))
 
 
 def data_config(name: str = "idc", **values: object) -> AnyData:

@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_data_root_may_begin_with_the_home_folder(
     tmp_path: Path, tissue: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert ready(tmp_path, *tissue, "data.root=~/tissue").index.root == tmp_path / "tissue"
+    assert ready(tmp_path, *tissue, "data.root='~/tissue'").index.root == tmp_path / "tissue"
 
 
 def test_an_archive_is_read_like_its_folder(tmp_path: Path, tissue: Overrides) -> None:
@@ -254,8 +255,9 @@ def test_train_images_alone_are_augmented(tmp_path: Path, tissue: Overrides) -> 
 def test_augmentation_follows_the_epoch_and_the_seed(tmp_path: Path, tissue: Overrides) -> None:
     def image(seed: int, epoch: int) -> torch.Tensor:
         data = ready(tmp_path, *tissue, f"seed={seed}")
+        batch = batch_of(data)
         in_stage(data, training=True, epoch=epoch)
-        return data.on_after_batch_transfer(batch_of(data), 0)["image"]
+        return data.on_after_batch_transfer(batch, 0)["image"]
 
     first = image(0, 0)
     assert torch.equal(first, image(0, 0))
@@ -304,11 +306,86 @@ def test_the_last_incomplete_batch_of_dev_is_served(tmp_path: Path, tissue: Over
 def test_edge_patches_are_padded_in_batches(tmp_path: Path, tissue: Overrides) -> None:
     path = files(tmp_path, "9")[0]
     Image.open(path).crop((0, 0, PATCH, 20)).save(path)
-    batch = batch_of(ready(tmp_path, *tissue), "test")
-    white = (batch["image"] == 255).all(dim=1)
-    assert white[0, 20:].all()
-    assert not white[0, :20].any()
-    assert not white[1:].any()
+    data = ready(tmp_path, *tissue)
+    white = (batch_of(data, "test")["image"] == 255).all(dim=1)
+    edge = torch.from_numpy(data.table["edge"][data.rows("test")].to_numpy(copy=True))
+    assert edge.sum() == 1
+    assert white[edge, 20:].all()
+    assert not white[edge, :20].any()
+    assert not white[~edge].any()
+
+
+@pytest.mark.parametrize(
+    ("choice", "note", "edges"),
+    [
+        ("pad", "edge patches smaller than 50x50 px: 1", 1),
+        ("resize", "edge patches smaller than 50x50 px: 1", 1),
+        ("drop", "left out 1 edge patches", 0),
+    ],
+)
+def test_edge_patches_become_what_is_asked_for(
+    tmp_path: Path, tissue: Overrides, choice: str, note: str, edges: int
+) -> None:
+    path = files(tmp_path, "9")[0]
+    Image.open(path).crop((0, 0, PATCH, 20)).save(path)
+    data = ready(tmp_path, *tissue, f"data.edge_patches={choice}")
+    assert data.notes() == [note]
+    assert data.table["edge"].sum() == edges
+    assert len(data.table) == EACH * len(PATIENTS) - (not edges)
+    white = (data.store.pixels == 255).all(axis=(1, 2, 3)).any()
+    below = (data.store.pixels[:, 20:] == 255).all(axis=(1, 2, 3))
+    assert not white
+    assert below.sum() == (choice == "pad")
+
+
+class Watcher(lightning.LightningModule):
+    """Learns nothing and keeps the batches that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.learned: dict[int, list[Batch]] = {0: [], 1: []}
+        self.judged: list[Batch] = []
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        self.learned[self.current_epoch].append(batch)
+        return (self.weight * batch["image"].mean()).sum()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self.judged.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_shuffles_each_epoch_and_augments_train_alone(
+    tmp_path: Path, tissue: Overrides
+) -> None:
+    def epoch(batches: list[Batch]) -> tuple[list[int], torch.Tensor]:
+        """Rows in their order, and the images in the table's order."""
+        rows = torch.cat([batch["cell"].flatten() for batch in batches])
+        return rows.tolist(), torch.cat([batch["image"] for batch in batches])[rows.argsort()]
+
+    data = module(tmp_path, *tissue, "data.batch_size=9")
+    model = Watcher()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(model, datamodule=data)
+    (first, images), (second, others) = epoch(model.learned[0]), epoch(model.learned[1])
+    assert sorted(first) == sorted(second) == data.rows("train").tolist()
+    assert first != second
+    assert ((images - others).abs().amax(dim=(1, 2, 3)) > 1e-3).float().mean() > 0.5
+    assert model.judged
+    for batch in model.judged:
+        plain = torch.from_numpy(data.store.pixels[batch["cell"].flatten().numpy()])
+        torch.testing.assert_close(batch["image"], plain.permute(0, 3, 1, 2) / 255)
 
 
 DEMO = ("data.patients=6", "data.patches=60", "data.seed=3", "split=notebook")
@@ -395,7 +472,7 @@ def test_patients_that_a_published_split_does_not_name(tmp_path: Path, tissue: O
     for old, new in known.items():
         for path in files(tmp_path, old):
             renamed = tmp_path / "tissue" / new / path.parent.name / path.name
-            renamed = renamed.with_name(path.name.replace(f"{old}_", f"{new}_"))
+            renamed = renamed.with_name(path.name.replace(f"{old}_idx5", f"{new}_idx5"))
             renamed.parent.mkdir(parents=True, exist_ok=True)
             path.rename(renamed)
         shutil.rmtree(tmp_path / "tissue" / old)

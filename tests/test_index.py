@@ -173,6 +173,29 @@ def test_links_to_the_root_are_nested_copies_that_end(tmp_path: Path) -> None:
     assert index.nested == 6
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1_idx5_x51_y1_class0.png\n",
+        "1_idx5_x51_y1_class0.PNG",
+        "1_idx5_x051_y1_class0.png",
+        "1_idx5_x51_y01_class0.png",
+        "1_idx5_x\u0665\u0661_y1_class0.png",
+        "1_idx5_x51_y1_class00.png",
+        "1_idx5_x51_y100000001_class0.png",
+        "1_idx5_x51_y1_class0 (1).png",
+        "_idx5_x51_y1_class0.png",
+        "x\n1_idx5_x51_y1_class0.png",
+    ],
+)
+def test_names_that_only_resemble_a_patch_are_foreign(tmp_path: Path, name: str) -> None:
+    make_patches(tmp_path, [("1", 1, 1, 0)])
+    (tmp_path / "1" / "0" / name).write_bytes(b"")
+    index = read_index(tmp_path)
+    assert index.table["path"].tolist() == ["1/0/1_idx5_x1_y1_class0.png"]
+    assert index.foreign == 1
+
+
 def test_names_that_are_no_text_are_foreign(tmp_path: Path) -> None:
     make_patches(tmp_path, [("1", 1, 1, 0)])
     for patient in (b"1", b"\xff"):

@@ -146,14 +146,16 @@ def test_stratified_resembles_the_whole_on_the_real_patients(real: pd.DataFrame)
     assert_more_even_than_random(real)
 
 
-def test_stratified_spreads_the_extremes() -> None:
-    patients = {f"{n:02}": (40, 1) if n < 10 else (4, 30) for n in range(20)}
+def test_stratified_spreads_the_extremes_and_the_middle() -> None:
+    # A mean of one half is that of halves, too, and that of none and all.
+    shares = {"none": (8, 0), "half": (4, 4), "all": (0, 8)}
+    table = table_of({f"{kind} {n}": shares[kind] for kind in shares for n in range(30)})
     for seed in range(5):
-        splits = split_patients(
-            table_of(patients), split_config("stratified", dev=0.2, test=0.2, seed=seed)
-        )
+        splits = split_patients(table, split_config("stratified", dev=0.2, test=0.2, seed=seed))
         for name in ("dev", "test"):
-            assert sorted(int(p) >= 10 for p in splits.index[splits == name]) == [0, 0, 1, 1]
+            kinds = [str(patient).split()[0] for patient in splits.index[splits == name]]
+            assert len(kinds) == 18
+            assert all(5 <= kinds.count(kind) <= 7 for kind in shares)
 
 
 def test_stratified_does_without_idc() -> None:

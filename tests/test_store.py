@@ -181,7 +181,7 @@ def jpeg() -> bytes:
 
 
 # Pillow raises IndexError at this one.
-ODD_PROFILE = WHOLE[:-12] + chunk(b"iCCP", b"name") + WHOLE[-12:]
+ODD_PROFILE = WHOLE[:-12] + chunk(b"iCCP", b"") + WHOLE[-12:]
 
 BROKEN = {
     "empty": (b"", "empty file"),
@@ -196,10 +196,7 @@ BROKEN = {
     "nothing": (by_hand(0, PATCH, 8, 2), "not a PNG image"),
     "no pixels": (by_hand(PATCH, PATCH, 8, 2), "cannot load this image"),
     "odd profile": (ODD_PROFILE, "damaged PNG"),
-    "two headers": (
-        by_hand(PATCH, PATCH, 8, 2, by_hand(10**5, 10**5, 8, 2)[8:33]),
-        "damaged PNG",
-    ),
+    "two headers": (WHOLE[:33] + by_hand(60, 60, 8, 2)[8:33] + WHOLE[33:], "has two headers"),
 }
 
 

@@ -137,6 +137,15 @@ def test_losses_rates_and_metrics_are_logged_once_for_each_step(folder: Path) ->
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "lr-SGD", "train/f1", "dev/f1", "dev/loss", "test/f1"} <= tags
     assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert [len(events.Scalars(name)) for name in ("dev/f1", "test/f1")] == [2, 1]
+
+
+def test_hyperparameters_stand_beside_final_metrics(folder: Path, results: dict[str, Any]) -> None:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    for split in ("dev", "test"):
+        (event,) = events.Scalars(f"final/{split}_auroc")
+        assert event.value == pytest.approx(results[split]["auroc"]["value"])
 
 
 def test_the_best_checkpoint_alone_gives_the_predictions(folder: Path) -> None:

@@ -19,6 +19,7 @@ from idc_lightning.data.augment import augment
 from idc_lightning.data.batches import Batch, Crops, loader
 from idc_lightning.data.demo import make_demo
 from idc_lightning.data.index import Index, read_index
+from idc_lightning.data.kaggle import download
 from idc_lightning.data.sample import sample_patches
 from idc_lightning.data.split import (
     NAMES,
@@ -103,6 +104,8 @@ class IDCDataModule(lightning.LightningDataModule):
                 "data.root is not set: give the folder or .zip of the data set, e.g. "
                 "data.root=IDC_regular_ps50_idx5"
             )
+        if str(root) == "kaggle":
+            return download()
         root = root.expanduser()
         if root.is_file() and root.suffix.lower() == ".zip":
             return unpack(root, self.cache.expanduser())
