@@ -233,6 +233,7 @@ def load_classifier(path: Path | str) -> IDCClassifier:
     Raises:
         IDCError: If it is absent, damaged, holds Python objects, or isn't of this project.
     """
+    path = Path(path)
     content = read_checkpoint(path)
     if not all(isinstance(content.get(key), Mapping) for key in ("hyper_parameters", "state_dict")):
         raise IDCError(f"{path} is no checkpoint of idc_lightning: it has no hyper_parameters")

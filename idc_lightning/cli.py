@@ -7,6 +7,7 @@ in one line on stderr and exit code 1; a run that failed leaves no folder that i
 import itertools
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -68,6 +69,8 @@ def run_command(command: Command) -> None:
     """
     # Hydra then raises its errors instead of printing them over many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Neither shells nor Hydra know a home folder after an equals sign.
+    sys.argv = [re.sub(r"(?<==)~(?=/|$)", lambda _: str(Path.home()), word) for word in sys.argv]
     quiet()
 
     composed = False

@@ -72,7 +72,10 @@ def describe(error: Exception) -> str:
         return f"unknown choice {group}={name}{hint}; there are {', '.join(known)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
-        return f"can't read the override {error.override}: {lines[0]}"
+        return (
+            f"can't read the override {error.override}: values with special characters need "
+            f"""quotes within quotes, e.g. 'data.root="archive (1).zip"'"""
+        )
     return " ".join(line for line in lines if not line.startswith("Set the environment variable"))
 
 

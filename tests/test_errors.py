@@ -64,6 +64,13 @@ def test_data_root_that_does_not_exist(refused: Callable[..., str]) -> None:
     assert "data.root=nowhere doesn't exist" in refused("data=idc", "data.root=nowhere")
 
 
+def test_data_root_below_the_home_folder(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"data.root={tmp_path}/x doesn't exist" in refused("data=idc", "data.root=~/x")
+
+
 def test_empty_data_root(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no patches in" in refused("data=idc", f"data.root={tmp_path}/empty")
@@ -168,7 +175,8 @@ def test_a_split_file_that_does_not_fit(
         (["callbacks.checkpoint.monitor=dev/F1"], "callbacks.checkpoint.monitor=dev/F1"),
         (["model.head.dropout"], "model.head.dropout"),
         (["trainer=null"], "must be a string or a list"),
-        (["data.augment={"], "data.augment"),
+        (["data.augment={"], "can't read the override data.augment={: "),
+        (["data=idc", "data.root=a(1).zip"], "need quotes within quotes"),
     ],
 )
 def test_a_misspelt_key_or_value(

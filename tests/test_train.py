@@ -193,7 +193,7 @@ def test_test_is_read_once_and_after_training(
     asked: list[tuple[str, bool]] = []
     serve = IDCDataModule.eval_dataloader
 
-    def watched(self: IDCDataModule, split: str) -> Any:  # noqa: ANN401
+    def watched(self: IDCDataModule, split: str) -> Any:
         assert self.trainer is not None
         ended = self.trainer.current_epoch == self.trainer.max_epochs
         asked.append((split, ended))
