@@ -66,18 +66,22 @@ def test_it_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(archive, "_extract", lambda *_: pytest.fail("unpacked again"))
         assert unpack(path, tmp_path / "cache") == root
+    os.utime(path, ns=(1, 1))
+    later = unpack(path, tmp_path / "cache")
     zipped(path, members(patches=PATCHES[:1]))
     os.utime(path, ns=(1, 1))
-    other = unpack(path, tmp_path / "cache")
-    assert other != root
-    assert len(below(other)) == 1
+    smaller = unpack(path, tmp_path / "cache")
+    assert len({root, later, smaller}) == 3
+    assert len(below(smaller)) == 1
 
 
 @pytest.mark.parametrize("above", ["", "IDC_regular_ps50_idx5/", "download/archive/"])
 def test_the_nested_copy_is_left_out(tmp_path: Path, above: str) -> None:
-    nested = members(f"{above}IDC_regular_ps50_idx5/")
-    path = zipped(tmp_path / "set.zip", {**nested, **members(above), **members("__MACOSX/")})
+    nested = dict.fromkeys(members(f"{above}IDC_regular_ps50_idx5/"), b"the other copy")
+    resources = dict.fromkeys(members("__MACOSX/"), b"no image")
+    path = zipped(tmp_path / "set.zip", {**resources, **members(above), **nested})
     root = unpack(path, tmp_path / "cache")
+    assert all((root / name).read_bytes() == data for name, data in members().items())
     assert below(root) == sorted(members())
     assert not read_index(root).nested
 
@@ -90,6 +94,7 @@ def test_only_patches_are_unpacked(tmp_path: Path) -> None:
         "1/0/._1_idx5_x1_y1_class0.png.txt": b"x",
         "1/0/1_idx5_x951_y1_class0.png": bytes(LARGEST + 1),
         "1/1/": b"",
+        "1/1/1_idx5_x951_y51_class1.png/": b"",
     }
     root = unpack(zipped(tmp_path / "set.zip", {**others, **members()}), tmp_path / "cache")
     assert below(root) == sorted(members())
@@ -98,6 +103,9 @@ def test_only_patches_are_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "../0/evil_idx5_x1_y1_class0.png",
+        "/0/evil_idx5_x1_y1_class0.png",
+        "//0/evil_idx5_x1_y1_class0.png",
         "../evil/0/evil_idx5_x1_y1_class0.png",
         "evil/../../../0/evil_idx5_x1_y1_class0.png",
         "../../../../evil/0/evil_idx5_x1_y1_class0.png",
@@ -115,7 +123,7 @@ def test_nothing_is_written_outside_the_cache(tmp_path: Path, name: str) -> None
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]
     assert all(file == path or file.is_relative_to(root) for file in files)
     assert read_index(root).table["patient_id"].isin(["1", "007"]).all()
-    assert not Path("/evil").exists()
+    assert not list(Path("/0").glob("evil*"))
 
 
 def test_a_truncated_zip_is_told_and_leaves_nothing(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_name_gives_back_what_it_was_made_of(patient: str, x: int, y: int, tar
         "7_idx5_x1_y00_class0.png",
         "7_idx5_x-49_y1_class0.png",
         "7_idx5_x12345678_y1_class0.png",
-        "7_idx5_x\u0661_y1_class0.png",
+        "7_idx5_x5\u0661_y1_class0.png",
         " 7_idx5_x1_y1_class0.png",
         "7 _idx5_x1_y1_class0.png",
         "7\x1b[2J_idx5_x1_y1_class0.png",

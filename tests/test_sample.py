@@ -26,6 +26,12 @@ def test_shares_of_patients_and_classes_are_kept() -> None:
     assert counts == [40, 20, 10, 2, 4, 24]
 
 
+def test_shares_are_rounded_to_the_nearest() -> None:
+    table = table_of([(1000, 10), *[(10, 10)] * 5])
+    counts = sample_patches(table, 122, seed=0).groupby(["patient_id", "target"]).size().tolist()
+    assert counts == [111, *[1] * 11]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=8),

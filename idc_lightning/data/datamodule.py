@@ -17,7 +17,7 @@ from idc_lightning.config import AnyData, AnySplit, DemoDataConfig
 from idc_lightning.data.archive import unpack
 from idc_lightning.data.augment import augment
 from idc_lightning.data.batches import Batch, Crops, loader
-from idc_lightning.data.demo import make_demo
+from idc_lightning.data.demo import DRAWING, make_demo
 from idc_lightning.data.index import Index, read_index
 from idc_lightning.data.kaggle import download
 from idc_lightning.data.sample import sample_patches
@@ -252,7 +252,8 @@ def _demo(data: DemoDataConfig, cache: Path) -> Path:
     Raises:
         IDCError: If it can't be made, or patients were deleted since.
     """
-    name = f"{data.patients}-patients_{data.patches or 'drawn'}-patches_seed-{data.seed}"
+    size = f"{data.patients}-patients_{data.patches or 'drawn'}-patches"
+    name = f"{size}_seed-{data.seed}_drawing-{DRAWING}"
     folder = cache.expanduser() / "demo" / name
     with made_once(folder) as partial:
         if partial is not None:

@@ -6,7 +6,7 @@ Counts and shares of patients follow the real data; tissue is drawn by `demo_tis
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from idc_lightning.data.demo_tissue import (
 from idc_lightning.data.grid import PATCH, file_name
 from idc_lightning.errors import IDCError
 from idc_lightning.files import made_once
+from idc_lightning.progress import watched
 
 # Minimum, 15 quantiles and maximum of the 279 patients of the public data set "Breast
 # Histopathology Images": patches of a patient and share of IDC in them, and the Spearman
@@ -42,6 +43,9 @@ _SHARES = (
     0.521, 0.575, 0.644, 0.904,
 )  # fmt: skip
 _CORRELATION = -0.22
+
+DRAWING = 1
+"""Number of the drawing, to be raised when the same seed gives other bytes."""
 
 _IDS = (8863, 16897)  # range of patients' numbers, the end excluded
 _FEWEST = 8  # patches of a patient that leave room for both classes
@@ -92,7 +96,6 @@ def make_demo(
     patients: int,
     patches: int | None,
     seed: int,
-    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write a synthetic data set.
 
@@ -101,7 +104,6 @@ def make_demo(
         patients: Number of patients.
         patches: Number of patches in all, or None for as many as real patients would have.
         seed: The same seed gives the same bytes.
-        progress: Called with the number of patches written so far.
 
     Raises:
         IDCError: If the folder exists or can't be written, a number is out of range, or a process
@@ -116,11 +118,9 @@ def make_demo(
         with made_once(root) as folder:
             if folder is None:
                 raise IDCError(f"{root} has just been made by another process: use that one")
-            done = 0
-            for written in _write_all(folder, cohort):
-                done += written
-                if progress is not None:
-                    progress(done)
+            drawn = _write_all(folder, cohort)
+            for _ in watched(drawn, "drawing demo tissue", total=len(cohort)):
+                pass
     except OSError as error:
         raise IDCError(f"can't write the demo to {root}: {error.strerror}") from error
     except BrokenProcessPool as error:
@@ -173,11 +173,12 @@ def _apportion(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
     return sizes + _FEWEST
 
 
-def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[int]:
-    """Write all patients, in processes if they are many; yields the patches of each."""
+def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[None]:
+    """Write all patients, in processes if they are many; yields as each is done."""
     if sum(patient.patches for patient in cohort) <= _INLINE:
         for patient in cohort:
-            yield _write_patient(folder, patient)
+            _write_patient(folder, patient)
+            yield
         return
     # The largest first, so that no process is left alone with one at the end.
     queue = sorted(cohort, key=lambda patient: -patient.patches)
@@ -188,7 +189,8 @@ def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[int]:
             for future in as_completed(
                 [pool.submit(_write_patient, folder, patient) for patient in queue]
             ):
-                yield future.result()
+                future.result()
+                yield
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -206,8 +208,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_patient(folder: Path, patient: _Patient) -> int:
-    """Draw a patient's tissue and write its patches; returns their number."""
+def _write_patient(folder: Path, patient: _Patient) -> None:
+    """Draw a patient's tissue and write its patches."""
     rng = np.random.default_rng(patient.seed)
     slide = _make_slide(rng, patient.patches, patient.idc)
     look = random_look(rng)
@@ -233,7 +235,6 @@ def _write_patient(folder: Path, patient: _Patient) -> int:
             Image.fromarray(pixels).save(
                 path / file_name(patient.patient_id, x + 1, y + 1, label), compress_level=1
             )
-    return patient.patches
 
 
 def _make_slide(rng: np.random.Generator, patches: int, idc: int) -> _Slide:
