@@ -1,11 +1,16 @@
-"""What happens beside the training: checkpoints, lines of progress, the measure of its speed."""
+"""What happens beside the training: checkpoints, averaged weights, progress and its speed."""
 
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ProgressBar,
+)
 
 SHOWN = {
     "train/loss_epoch": "train loss",
@@ -49,6 +54,32 @@ class Checkpoints(ModelCheckpoint):
         """Write the epoch, first as the best if it is, so that the last knows of it."""
         super().on_train_epoch_end(trainer, pl_module)
         trainer.save_checkpoint(self.last_model_path)
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Dev, test and checkpoints take a moving average of the weights, which varies less.
+
+    B. Polyak and A. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J.
+    Control Optim. 30, 1992. Statistics of BatchNorm are averaged along with the weights.
+
+    Args:
+        decay: Share of the average that a step keeps, 0 to 1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Begin an average when training begins; else forget it.
+
+        Lightning's own callback keeps it after training and would judge it in place of the best
+        checkpoint, which holds an average already.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            self._average_model = None
 
 
 class EpochLines(ProgressBar):

@@ -30,6 +30,7 @@ from idc_lightning.files import write_text
 Command = Callable[[Config, Path], object]
 
 NOISE = (
+    r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
     r".*does not have many workers.*",
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",
     r".*Experiment logs directory .* exists and is not empty.*",

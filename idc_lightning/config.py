@@ -241,6 +241,7 @@ class CallbacksConfig(Section):
 
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig | None
+    ema_decay: Share | None
     progress: Literal["auto", "rich", "plain", "none"]
 
 

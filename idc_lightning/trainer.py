@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
-from idc_lightning.callbacks import Checkpoints, EpochLines, Throughput, better
+from idc_lightning.callbacks import AveragedWeights, Checkpoints, EpochLines, Throughput, better
 from idc_lightning.config import CallbacksConfig, Config, LoggerConfig, TrainerConfig
 from idc_lightning.errors import IDCError
 
@@ -144,6 +144,8 @@ def build_callbacks(
                 min_delta=config.early_stopping.min_delta,
             )
         )
+    if config.ema_decay is not None:
+        callbacks.append(AveragedWeights(config.ema_decay))
     if logs:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if progress == "rich":

@@ -285,3 +285,13 @@ def test_no_patch_is_lost(folder: Path, patches: set[tuple[str, int, int]]) -> N
         for patch in patches:
             place_of(root, (*patch, 0)).write_bytes(b"")
         assert {row[:3] for row in rows(root)} == patches
+
+
+def test_a_name_that_would_break_the_line_is_told_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "7\n" / "0" / "7_idx5_x51_y1_class0.png"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(IDCError) as caught:
+        read_index(tmp_path)
+    assert str(caught.value).isprintable()
+    assert "another patient" in str(caught.value)

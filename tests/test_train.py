@@ -11,13 +11,15 @@ import pandas as pd
 import pytest
 import torch
 from helpers_command import SMALL, Command, Ended
+from helpers_model import config_of
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import get_model
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
-from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.datamodule import IDCDataModule, as_float
 from idc_lightning.data.split import read_splits, split_hash
+from idc_lightning.metrics import idc_probability
 
 NAMES = {
     "f1",
@@ -160,6 +162,26 @@ def test_the_best_checkpoint_alone_gives_the_predictions(folder: Path) -> None:
     image = torch.rand(2, 3, 50, 50)
     again = load_classifier(folder / "checkpoints" / "best.ckpt")
     assert torch.equal(best(image), again(image))
+
+
+def test_checkpoints_hold_the_weights_that_were_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    overrides = (*SMALL, "trainer.epochs=3", "trainer.precision=32-true")
+    for name, decay in (("plain", "null"), ("averaged", "0.5")):
+        decayed = (f"callbacks.ema_decay={decay}", f"hydra.run.dir={name}")
+        small_run(tmp_path, capsys, monkeypatch, *overrides, *decayed)
+        best = load_classifier(tmp_path / name / "checkpoints" / "best.ckpt")
+        config = config_of(*overrides)
+        data = IDCDataModule(config.data, config.split, seed=0, cache=config.cache)
+        data.setup()
+        with torch.inference_mode():
+            logits = [best(as_float(batch["image"])) for batch in data.eval_dataloader("dev")]
+        proba = idc_probability(torch.cat(logits).flatten(0, -2)).numpy()
+        assert table(tmp_path / name, "dev")["proba"].to_numpy() == pytest.approx(proba, abs=1e-5)
+        found.append(proba)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
 def small_run(
