@@ -150,8 +150,11 @@ class IDCClassifier(lightning.LightningModule):
         )
 
     def _check_finite(self, loss: Tensor) -> None:
-        # A GPU would have to be waited for; there the end of the epoch is soon enough.
-        if loss.device.type != "cpu" or bool(torch.isfinite(loss)):
+        # A GPU has to be waited for; a loss that isn't finite stays so until the next look.
+        waits = loss.device.type != "cpu"
+        if waits and self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        if bool(torch.isfinite(loss)):
             return
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         raise _diverged(

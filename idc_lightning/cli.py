@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,8 +48,16 @@ class OwnFolder(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
-        """Leave with exit code 1 if the run folder isn't empty."""
-        _refuse_occupied(Path(config.hydra.run.dir), "hydra.run.dir")
+        """Leave with exit code 1 if the run folder isn't empty or another run begins in it."""
+        folder = Path(config.hydra.run.dir)
+        _refuse_occupied(folder, "hydra.run.dir")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / config.hydra.output_subdir).mkdir()
+        except FileExistsError:
+            fail(_occupied(folder, "hydra.run.dir"))
+        except OSError as error:
+            fail(IDCError(f"can't write {folder}: {error.strerror}"))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Leave with exit code 1 if the folder of the sweep isn't empty."""
@@ -59,7 +67,11 @@ class OwnFolder(Callback):
 def _refuse_occupied(folder: Path, key: str) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         # Hydra only warns of exceptions in callbacks, but lets an exit pass.
-        fail(IDCError(f"{folder} holds files already: choose another folder by {key}=<folder>"))
+        fail(_occupied(folder, key))
+
+
+def _occupied(folder: Path, key: str) -> IDCError:
+    return IDCError(f"{folder} holds files already: choose another folder by {key}=<folder>")
 
 
 def run_command(command: Command) -> None:
@@ -83,10 +95,18 @@ def run_command(command: Command) -> None:
         if (folder / "checkpoints").exists():
             fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
         try:
-            command(read_config(cfg), folder)
+            config = read_config(cfg)
+            _refuse_idle(config, HydraConfig.get().overrides.task)
+            command(config, folder)
         except IDCError as error:
-            _set_aside(folder, error)
+            _set_aside(folder, str(error))
             fail(error)
+        except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to the former
+            _set_aside(folder, "interrupted")
+            fail(IDCError("interrupted"))
+        except BaseException as error:
+            _set_aside(folder, repr(error))
+            raise
 
     entry = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
     try:
@@ -120,11 +140,22 @@ def fail(error: IDCError) -> NoReturn:
     sys.exit(1)
 
 
-def _set_aside(folder: Path, error: IDCError) -> None:
+def _refuse_idle(config: Config, overrides: Sequence[str]) -> None:
+    """Stop if a value was typed that the chosen scheduler doesn't use."""
+    scheduler = config.scheduler.name
+    typed = any(override.startswith("optimizer.lr=") for override in overrides)
+    if typed and scheduler in ("cyclic", "onecycle"):
+        raise IDCError(
+            f"optimizer.lr has no effect, since scheduler={scheduler} sets the rate: give "
+            "scheduler.max_lr, or take scheduler=cosine or scheduler=none"
+        )
+
+
+def _set_aside(folder: Path, reason: str) -> None:
     """Remove a run folder without a checkpoint; give another a name that says that it failed."""
     if not any((folder / "checkpoints").glob("*.ckpt")):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    write_text(folder / "error.txt", f"{error}\n")
+    write_text(folder / "error.txt", f"{reason}\n")
     names = (f"{folder.name}.failed{number or ''}" for number in itertools.count())
     folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))

@@ -287,8 +287,19 @@ class Config(Section):
     cache: Path
 
     def digest(self) -> str:
-        """SHA-256 of all values, as 64 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """SHA-256 of the values that can change a result, as 64 hexadecimal digits.
+
+        Places and what is only shown or logged are left out, so that the same experiment has the
+        same hash on another machine.
+        """
+        shown: dict[str, Any] = {
+            "data": {"root", "workers"},
+            "callbacks": {"progress"},
+            "trainer": {"log_every_n_steps", "profiler"},
+            "logger": True,
+            "cache": True,
+        }
+        text = json.dumps(self.model_dump(mode="json", exclude=shown), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

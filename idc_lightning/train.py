@@ -71,7 +71,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         metrics[split] = judge(table, config.results, seed=config.seed)
     facts = run_facts(config, data, trainer, seconds=time.perf_counter() - began)
     results = write_results(folder / "results.json", metrics, facts)
-    log_hyperparameters(trainer, model, metrics)
+    log_hyperparameters(trainer, config, metrics)
     if config.trainer.profiler is not None:
         out.print(trainer.profiler.summary(), highlight=False)  # type: ignore[attr-defined]
     out.print(metrics_table(metrics, config.results))
@@ -88,7 +88,7 @@ def run_facts(
     return {
         "patients": dict(zip(summary["split"], summary["patients"].tolist(), strict=True)),
         "patches": dict(zip(summary["split"], summary["patches"].tolist(), strict=True)),
-        "edge_patches": int(data.table["edge"].sum()),
+        "edge_patches": int(data.table["edge"].sum()) + data.store.dropped,
         "notes": data.notes(),
         "threshold": config.results.threshold,
         "epochs": trainer.current_epoch,
@@ -102,9 +102,9 @@ def run_facts(
 
 
 def log_hyperparameters(
-    trainer: lightning.Trainer, model: IDCClassifier, metrics: dict[str, Metrics]
+    trainer: lightning.Trainer, config: Config, metrics: dict[str, Metrics]
 ) -> None:
-    """Show the run's hyperparameters with its final metrics of dev and test in TensorBoard."""
+    """Show the run's configuration with its final metrics of dev and test in TensorBoard."""
     values = {
         f"final/{split}_{name}": interval.value
         for split, of_split in metrics.items()
@@ -113,7 +113,8 @@ def log_hyperparameters(
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(
-                dict(model.hparams), {name: v for name, v in values.items() if v is not None}
+                config.model_dump(mode="json"),
+                {name: v for name, v in values.items() if v is not None},
             )
             logger.finalize("success")
 

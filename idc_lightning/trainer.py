@@ -64,7 +64,7 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     present = torch.cuda.is_available()
     if config.accelerator == "gpu" and not present:
         raise IDCError(
-            "trainer.accelerator=gpu, but no GPU is present: take trainer=cpu or trainer=auto"
+            "trainer.accelerator=gpu, but no CUDA GPU is present: take trainer=cpu or trainer=auto"
         )
     return "gpu" if present and config.accelerator != "cpu" else "cpu"
 
@@ -94,8 +94,10 @@ def has_bf16(accelerator: str) -> bool:
     """Whether the hardware computes in bfloat16 itself."""
     if accelerator == "gpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     able = torch.cpu.get_capabilities()
-    return any(bool(able.get(name)) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return any(bool(able.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def build_profiler(config: TrainerConfig) -> Profiler | None:

@@ -169,11 +169,11 @@ def test_draws_without_a_class_are_left_out() -> None:
     assert run(data)["recall"] == Interval(1.0, 1.0, 1.0)
 
 
-def test_a_single_patient_has_no_width() -> None:
+def test_a_single_patient_has_no_interval() -> None:
     true, proba, _ = cohort(0)
     for interval in run((true, proba, np.full(len(true), "only"))).values():
         assert interval.value is not None
-        assert interval.low == interval.high == pytest.approx(interval.value)
+        assert interval.low is interval.high is None
 
 
 def test_no_defined_draw_leaves_the_value_alone() -> None:

@@ -12,6 +12,7 @@ from helpers_command import SMALL, Command
 from PIL import Image
 from torchvision.models import get_model
 
+from idc_lightning.classifier import IDCClassifier
 from idc_lightning.data.demo import make_demo
 
 IDC = ("data=idc", "split.dev=0.2", "split.test=0.2", *SMALL[2:])
@@ -174,6 +175,7 @@ def test_a_split_file_that_does_not_fit(
         (["model.backbone=resnet19"], "model.backbone=resnet19"),
         (["callbacks.checkpoint.monitor=dev/F1"], "callbacks.checkpoint.monitor=dev/F1"),
         (["model.head.dropout"], "model.head.dropout"),
+        (["optimizer.lr=0.1"], "optimizer.lr has no effect, since scheduler=onecycle"),
         (["trainer=null"], "must be a string or a list"),
         (["data.augment={"], "can't read the override data.augment={: "),
         (["data=idc", "data.root=a(1).zip"], "need quotes within quotes"),
@@ -244,7 +246,7 @@ def test_a_run_folder_with_files_is_left_alone(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_gpu_that_is_absent(refused: Callable[..., str]) -> None:
-    assert "no GPU is present" in refused("trainer=gpu")
+    assert "no CUDA GPU is present" in refused("trainer=gpu")
     assert "needs a GPU" in refused("trainer=cpu", "trainer.precision=16-mixed")
 
 
@@ -263,3 +265,38 @@ def test_images_of_other_modes_are_converted_and_counted(
     assert ended.code == 0
     for kind in ("grey", "RGBA", "16-bit"):
         assert f"converted 1 {kind} patches to RGB" in ended.out
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_interrupted_run_is_set_aside(
+    learned: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(self: IDCClassifier) -> None:
+        if learned:
+            (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
+            (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(IDCClassifier, "on_train_epoch_start", interrupt)
+    ended = Command(tmp_path, capsys, monkeypatch)(*SMALL, "hydra.run.dir=run")
+    assert ended.code == 1
+    assert ended.err.strip().endswith("error: interrupted")
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == ({"run.failed"} if learned else set())
+    if learned:
+        assert (tmp_path / "run.failed" / "error.txt").read_text() == "interrupted\n"
+
+
+def test_a_defect_keeps_its_traceback_but_leaves_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: IDCClassifier) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(IDCClassifier, "on_train_epoch_start", fail)
+    with pytest.raises(ZeroDivisionError):
+        Command(tmp_path, capsys, monkeypatch)(*SMALL, "hydra.run.dir=run")
+    assert not (tmp_path / "run").exists()

@@ -56,6 +56,7 @@ class IDCDataModule(lightning.LightningDataModule):
         self.split = split
         self.seed = seed
         self.cache = cache
+        self._root: Path | None = None
         self._index: Index | None = None
         self._store: Store | None = None
         self._splits: pd.Series | None = None
@@ -91,11 +92,16 @@ class IDCDataModule(lightning.LightningDataModule):
         self.root()
 
     def root(self) -> Path:
-        """Folder of the patients' folders, made or unpacked if need be.
+        """Folder of the patients' folders, made, unpacked or downloaded on the first call.
 
         Raises:
             IDCError: If there is no such folder or archive.
         """
+        if self._root is None:
+            self._root = self._find_root()
+        return self._root
+
+    def _find_root(self) -> Path:
         if isinstance(self.data, DemoDataConfig) and self.data.root is None:
             return _demo(self.data, self.cache)
         root = self.data.root
@@ -104,7 +110,7 @@ class IDCDataModule(lightning.LightningDataModule):
                 "data.root is not set: give the folder or .zip of the data set, e.g. "
                 "data.root=IDC_regular_ps50_idx5"
             )
-        if str(root) == "kaggle":
+        if str(root) == "kaggle" and not root.exists():
             return download()
         root = root.expanduser()
         if root.is_file() and root.suffix.lower() == ".zip":

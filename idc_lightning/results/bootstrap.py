@@ -49,9 +49,11 @@ def bootstrap_metrics(
     Returns:
         f1, precision, recall, specificity, balanced_accuracy, auroc and average_precision; the
         value is that of the patches themselves, low and high are percentiles of the draws in which
-        the metric is defined.
+        the metric is defined, None if there is a single patient.
     """
     names, patient = np.unique(patients, return_inverse=True)
+    if len(names) < 2:  # a single patient says nothing of how others would differ
+        draws = 0
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     weights = np.vstack([np.ones(len(names), dtype=np.int64), drawn])
