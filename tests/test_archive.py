@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import idc_lightning.data.archive as archive
-from idc_lightning.data.archive import LARGEST, unpack
+from idc_lightning.data.archive import LARGEST, left_out, unpack
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import file_name
 from idc_lightning.data.index import read_index
@@ -84,6 +84,11 @@ def test_the_nested_copy_is_left_out(tmp_path: Path, above: str) -> None:
     assert all((root / name).read_bytes() == data for name, data in members().items())
     assert below(root) == sorted(members())
     assert not read_index(root).nested
+    count = len(members())
+    assert left_out(root) == [
+        f"left out {count} patches in a nested copy of the archive",
+        f"left out {count} files that are no patches of the archive",
+    ]
 
 
 def test_only_patches_are_unpacked(tmp_path: Path) -> None:
@@ -121,7 +126,8 @@ def test_nothing_is_written_outside_the_cache(tmp_path: Path, name: str) -> None
     path = zipped(home / "set.zip", {name.replace("ROOT", str(tmp_path)): b"evil", **members()})
     root = unpack(path, home / "cache")
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]
-    assert all(file == path or file.is_relative_to(root) for file in files)
+    known = {path, root.parent / "left_out.json"}
+    assert all(file in known or file.is_relative_to(root) for file in files)
     assert read_index(root).table["patient_id"].isin(["1", "007"]).all()
     assert not list(Path("/0").glob("evil*"))
 

@@ -5,16 +5,20 @@ second copy isn't; so nothing in an archive can write outside the cache.
 """
 
 import hashlib
+import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from idc_lightning.data.grid import FILE_NAME
 from idc_lightning.errors import IDCError, listed
-from idc_lightning.files import made_once
+from idc_lightning.files import made_once, write_text
 from idc_lightning.progress import watched
+
+PATIENTS = "patients"
+LEFT_OUT = "left_out.json"
+"""Below an archive's folder: the patients' folders, and numbers of what wasn't unpacked."""
 
 LARGEST = 1_000_000
 """Bytes of the largest file that is taken for a patch; a true one has some 7,500."""
@@ -52,15 +56,32 @@ def unpack(archive: Path, cache: Path) -> Path:
     with made_once(folder) as partial:
         if partial is not None:
             _extract(archive, partial)
-    return folder
+    return folder / PATIENTS
+
+
+def left_out(root: Path) -> list[str]:
+    """One line on each kind of member that `unpack` left out.
+
+    Args:
+        root: What `unpack` returned.
+
+    Raises:
+        IDCError: If the note of them is gone.
+    """
+    try:
+        counts = json.loads((root.parent / LEFT_OUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IDCError(f"parts of {root.parent} are gone or damaged: delete this folder") from error
+    return [f"left out {count:,} {kind} of the archive" for kind, count in counts.items() if count]
 
 
 def _extract(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
-            members = _patches(archive, file.infolist())
+            members, counts = _patches(archive, file.infolist())
+            write_text(folder / LEFT_OUT, json.dumps(counts))
             for member in watched(members, f"unpacking {archive.name}"):
-                target = folder.joinpath(*PurePosixPath(member.filename).parts[-3:])
+                target = folder.joinpath(PATIENTS, *PurePosixPath(member.filename).parts[-3:])
                 _write(target, file.read(member))
     except UNREADABLE as error:
         raise IDCError(
@@ -76,8 +97,10 @@ def _write(target: Path, content: bytes) -> None:
         raise IDCError(f"can't unpack to {target}: {error.strerror}") from error
 
 
-def _patches(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-    """Members that are patches of the outermost copy of the data set."""
+def _patches(
+    archive: Path, members: list[zipfile.ZipInfo]
+) -> tuple[list[zipfile.ZipInfo], dict[str, int]]:
+    """Members that are patches of the outermost copy of the data set, and numbers of others."""
     found = []
     for member in members:
         parts = PurePosixPath(member.filename).parts
@@ -100,4 +123,9 @@ def _patches(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[zipfile.
             f"{archive} holds several data sets ({names}): unpack it and set data.root to one of "
             "them"
         )
-    return [member for above, member in found if above == outermost]
+    chosen = [member for above, member in found if above == outermost]
+    files = sum(not member.is_dir() for member in members)
+    return chosen, {
+        "patches in a nested copy": len(found) - len(chosen),
+        "files that are no patches": files - len(found),
+    }

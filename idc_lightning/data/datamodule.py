@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from idc_lightning.config import AnyData, AnySplit, DemoDataConfig
-from idc_lightning.data.archive import unpack
+from idc_lightning.data.archive import left_out, unpack
 from idc_lightning.data.augment import augment
 from idc_lightning.data.batches import Batch, Crops, loader
 from idc_lightning.data.demo import DRAWING, make_demo
@@ -57,6 +57,7 @@ class IDCDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.cache = cache
         self._root: Path | None = None
+        self._archive_notes: list[str] = []
         self._index: Index | None = None
         self._store: Store | None = None
         self._splits: pd.Series | None = None
@@ -114,7 +115,9 @@ class IDCDataModule(lightning.LightningDataModule):
             return download()
         root = root.expanduser()
         if root.is_file() and root.suffix.lower() == ".zip":
-            return unpack(root, self.cache.expanduser())
+            unpacked = unpack(root, self.cache.expanduser())
+            self._archive_notes = left_out(unpacked)
+            return unpacked
         if not root.is_dir():
             problem = "is neither a folder nor a .zip" if root.exists() else "doesn't exist"
             raise IDCError(f"data.root={root} {problem}: give a folder or .zip of patches")
@@ -160,7 +163,7 @@ class IDCDataModule(lightning.LightningDataModule):
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
         split = split_notes(self.splits, self.index.table, self.split)
-        return self.index.notes() + split + self.store.notes()
+        return self._archive_notes + self.index.notes() + split + self.store.notes()
 
     def summary(self) -> pd.DataFrame:
         """Patients, patches and IDC share of each split, one row each."""
