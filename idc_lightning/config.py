@@ -286,11 +286,11 @@ class Config(Section):
     seed: Seed
     cache: Path
 
-    def digest(self) -> str:
-        """SHA-256 of the values that can change a result, as 64 hexadecimal digits.
+    def experiment(self) -> dict[str, Any]:
+        """The values that can change a result, as plain ones.
 
         Places and what is only shown or logged are left out, so that the same experiment has the
-        same hash on another machine.
+        same values on another machine.
         """
         shown: dict[str, Any] = {
             "data": {"root", "workers"},
@@ -299,7 +299,11 @@ class Config(Section):
             "logger": True,
             "cache": True,
         }
-        text = json.dumps(self.model_dump(mode="json", exclude=shown), sort_keys=True)
+        return self.model_dump(mode="json", exclude=shown)
+
+    def digest(self) -> str:
+        """SHA-256 of the values of `experiment`, as 64 hexadecimal digits."""
+        text = json.dumps(self.experiment(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
