@@ -286,7 +286,7 @@ class Config(Section):
     seed: Seed
     cache: Path
 
-    def experiment(self) -> dict[str, Any]:
+    def deciding_values(self) -> dict[str, Any]:
         """The values that can change a result, as plain ones.
 
         Places and what is only shown or logged are left out, so that the same experiment has the
@@ -302,8 +302,8 @@ class Config(Section):
         return self.model_dump(mode="json", exclude=shown)
 
     def digest(self) -> str:
-        """SHA-256 of the values of `experiment`, as 64 hexadecimal digits."""
-        text = json.dumps(self.experiment(), sort_keys=True)
+        """SHA-256 of the `deciding_values`, as 64 hexadecimal digits."""
+        text = json.dumps(self.deciding_values(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -113,7 +113,7 @@ def log_hyperparameters(
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(
-                config.experiment(),
+                config.deciding_values(),
                 {name: v for name, v in values.items() if v is not None},
             )
             logger.finalize("success")
