@@ -32,7 +32,10 @@ class IDCClassifier(lightning.LightningModule):
         model: Backbone, head and loss; a section of the configuration or its plain values.
         optimizer: Likewise.
         scheduler: Likewise.
-        threshold: Probability from which a patch counts as IDC.
+        temperature: What logits are divided by before they become probabilities; fitted on dev
+            after training.
+        threshold: Probability from which a patch counts as IDC; chosen on dev after training. The
+            metrics of epochs are those at 0.5.
 
     Attributes:
         outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
@@ -49,6 +52,7 @@ class IDCClassifier(lightning.LightningModule):
         model: ModelConfig | Mapping[str, Any],
         optimizer: AnyOptimizer | Mapping[str, Any],
         scheduler: AnyScheduler | Mapping[str, Any],
+        temperature: float = 1.0,
         threshold: float = 0.5,
     ) -> None:
         super().__init__()
@@ -60,16 +64,19 @@ class IDCClassifier(lightning.LightningModule):
                 "model": self.model_config.model_dump(mode="json"),
                 "optimizer": self.optimizer_config.model_dump(mode="json"),
                 "scheduler": self.scheduler_config.model_dump(mode="json"),
+                "temperature": temperature,
                 "threshold": threshold,
             }
         )
+        self.temperature = temperature
+        self.threshold = threshold
         self.network = PatchNetwork(
             self.model_config.backbone,
             self.model_config.head,
             frozen=self.model_config.freeze_backbone,
         )
         self.register_buffer("class_weights", self._fixed_class_weights())
-        self.metrics = patch_metrics(threshold)
+        self.metrics = patch_metrics(0.5)
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
@@ -137,15 +144,21 @@ class IDCClassifier(lightning.LightningModule):
         logits = self(batch["image"]).flatten(0, -2)
         labels = batch["label"].flatten()
         self._seen[stage].append((batch["cell"].flatten(), logits.detach(), labels))
-        return self._loss(logits, labels, self.model_config.loss.label_smoothing)
+        return self.loss(logits, labels)
 
-    def _loss(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        """Weighted cross-entropy of logits [n, 2] and labels [n]; -1 is left out."""
+    def loss(self, logits: Tensor, labels: Tensor, *, smoothed: bool = True) -> Tensor:
+        """Weighted cross-entropy.
+
+        Args:
+            logits: Float32 [n, 2].
+            labels: Int64 [n]; -1 is left out.
+            smoothed: Whether the labels are smoothed, as for training.
+        """
         return nn.functional.cross_entropy(
             logits,
             labels,
             weight=self.class_weights,
-            label_smoothing=smoothing,
+            label_smoothing=self.model_config.loss.label_smoothing if smoothed else 0.0,
             ignore_index=NO_LABEL,
         )
 
@@ -186,7 +199,7 @@ class IDCClassifier(lightning.LightningModule):
                 f"logits of {stage} are not finite after step {self.global_step} "
                 f"(epoch {self.current_epoch}){at}"
             )
-        loss = self._loss(logits, labels, smoothing=0.0)
+        loss = self.loss(logits, labels, smoothed=False)
         self.metrics.update(idc_probability(logits), labels)
         values = {"loss_epoch" if stage == "train" else "loss": loss, **self.metrics.compute()}
         self.metrics.reset()

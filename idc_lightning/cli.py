@@ -23,11 +23,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from idc_lightning.conf_folder import conf_folder, describe
-from idc_lightning.config import Config, read_config
+from idc_lightning.config import AnyCommand, Config, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
-
-Command = Callable[[Config, Path], object]
 
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
@@ -74,11 +72,12 @@ def _occupied(folder: Path, key: str) -> IDCError:
     return IDCError(f"{folder} holds files already: choose another folder by {key}=<folder>")
 
 
-def run_command(command: Command) -> None:
+def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyCommand]) -> None:
     """Run a command with the configuration of the command line; leaves with its exit code.
 
     Args:
         command: Called once for each job with its configuration and run folder.
+        schema: What the command takes; its root in ``conf/`` bears the command's name.
     """
     # Hydra then raises its errors instead of printing them over many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -95,8 +94,9 @@ def run_command(command: Command) -> None:
         if (folder / "checkpoints").exists():
             fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
         try:
-            config = read_config(cfg)
-            _refuse_idle(config, HydraConfig.get().overrides.task)
+            config = read_config(cfg, schema)
+            if isinstance(config, Config):
+                refuse_idle(config, HydraConfig.get().overrides.task)
             command(config, folder)
         except IDCError as error:
             _set_aside(folder, str(error))
@@ -108,13 +108,15 @@ def run_command(command: Command) -> None:
             _set_aside(folder, repr(error))
             raise
 
-    entry = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")
+    entry = hydra.main(
+        config_path=str(conf_folder()), config_name=schema.command, version_base="1.3"
+    )
     try:
         entry(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if composed:
             raise
-        fail(IDCError(f"configuration: {describe(error)}"))
+        fail(IDCError(f"configuration: {describe(error, schema.command)}"))
     except BrokenPipeError:
         # Whoever read the output, as `head` does, wants no more of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -140,11 +142,20 @@ def fail(error: IDCError) -> NoReturn:
     sys.exit(1)
 
 
-def _refuse_idle(config: Config, overrides: Sequence[str]) -> None:
-    """Stop if a value was typed that the chosen scheduler doesn't use."""
+def refuse_idle(config: Config, overrides: Sequence[str]) -> None:
+    """Stop if a value was typed that nothing would use, given the others.
+
+    Raises:
+        IDCError: Naming the value, and the one that it needs.
+    """
+    typed = {override.partition("=")[0].lstrip("+") for override in overrides}
+    if "results.sensitivity" in typed and config.results.threshold != "sensitivity":
+        raise IDCError(
+            "results.sensitivity has no effect, since "
+            f"results.threshold={config.results.threshold}: add results.threshold=sensitivity"
+        )
     scheduler = config.scheduler.name
-    typed = any(override.startswith("optimizer.lr=") for override in overrides)
-    if typed and scheduler in ("cyclic", "onecycle"):
+    if "optimizer.lr" in typed and scheduler in ("cyclic", "onecycle"):
         raise IDCError(
             f"optimizer.lr has no effect, since scheduler={scheduler} sets the rate: give "
             "scheduler.max_lr, or take scheduler=cosine or scheduler=none"

@@ -22,28 +22,32 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in files if file.stem != "base")
 
 
-def groups() -> list[str]:
-    """Names of the config groups, e.g. ``"split"``."""
-    return sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+def groups_of(command: str) -> list[str]:
+    """Names of the config groups that a command has, e.g. ``groups_of("train")``."""
+    entries = OmegaConf.load(conf_folder() / f"{command}.yaml")["defaults"]
+    names = [str(next(iter(entry))) for entry in entries if not isinstance(entry, str)]
+    return sorted(name for name in names if not name.startswith("override "))
 
 
-def keys() -> dict[str, list[str]]:
-    """All keys of all groups, and the choices that define each.
+def keys(command: str) -> dict[str, list[str]]:
+    """All keys that a command has, and the choices that define each.
 
     For example ``{"optimizer.momentum": ["optimizer=sgd"]}``. Keys of the root have no choice, and
     experiments, which only set keys of others, aren't read.
     """
     folder = conf_folder()
+    files = [(folder / f"{name}.yaml", "") for name in ("base", command)]
+    for group in groups_of(command):
+        files += [(file, group) for file in sorted((folder / group).glob("*.yaml"))]
     found: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*.yaml")):
+    for file, group in files:
         text = file.read_text(encoding="utf-8")
         if "@package _global_" in text:
             continue
-        group = file.parent.relative_to(folder).as_posix()
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        for key in _flat(values, group.replace("/", ".").strip(".")):
+        for key in _flat(values, group):
             if key.partition(".")[0] != "hydra":
-                found.setdefault(key, []).extend([] if group == "." else [f"{group}={file.stem}"])
+                found.setdefault(key, []).extend([f"{group}={file.stem}"] if group else [])
     return found
 
 
@@ -57,13 +61,18 @@ def _flat(values: Any, prefix: str) -> Iterator[str]:  # noqa: ANN401 - any YAML
                 yield from _flat(value, name)
 
 
-def describe(error: Exception) -> str:
-    """One line on an error of Hydra, with the name that was probably meant."""
+def describe(error: Exception, command: str) -> str:
+    """One line on an error of Hydra, with the name that was probably meant.
+
+    Args:
+        error: What Hydra raised.
+        command: The command whose names are suggested, e.g. ``"train"``.
+    """
     # Hydra raises an exception without a text from the one that says what is wrong.
     text = str(error) or str(error.__cause__)
     override = re.search(r"Could not override '([^']+)'", text)
     if override:
-        return unknown_key(override.group(1))
+        return unknown_key(override.group(1), command)
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if choice and choices(choice.group(1)):
         group, name = choice.groups()
@@ -79,12 +88,12 @@ def describe(error: Exception) -> str:
     return " ".join(line for line in lines if not line.startswith("Set the environment variable"))
 
 
-def unknown_key(name: str) -> str:
-    """One line on a key that the configuration doesn't have, with the one probably meant."""
-    known = keys()
+def unknown_key(name: str, command: str) -> str:
+    """One line on a key that a command doesn't have, with the one probably meant."""
+    known = keys(command)
     if known.get(name):
         return f"unknown key {name}, it belongs to {' and '.join(known[name])}"
-    return f"unknown key {name}{_meant(name, [*groups(), *known])}"
+    return f"unknown key {name}{_meant(name, [*groups_of(command), *known])}"
 
 
 def _meant(name: str, known: list[str]) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +25,8 @@ Share = Annotated[Finite, Field(gt=0, lt=1)]
 Probability = Annotated[Finite, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Rule = Literal["max_f1", "sensitivity"] | Share
+PatientName = Annotated[str, Field(coerce_numbers_to_str=True)]
 Monitored = Literal[
     "dev/loss",
     "dev/f1",
@@ -61,6 +63,7 @@ class DataConfig(Section):
     on_broken: Literal["error", "skip"]
     on_conflict: Literal["error", "drop"]
     sample: Count | None
+    microns_per_pixel: Positive
     batch_size: Annotated[int, Field(ge=2, strict=True)]
     eval_batch_size: Count
     drop_last: bool
@@ -210,11 +213,16 @@ class ConstantConfig(Section):
     name: Literal["none"]
 
 
-class TrainerConfig(Section):
-    """How long, on what and in which precision."""
+class HardwareConfig(Section):
+    """On what and in which precision."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+
+
+class TrainerConfig(HardwareConfig):
+    """How long, on what and in which precision."""
+
     epochs: Count
     gradient_clip: Positive | None
     deterministic: bool | Literal["warn"]
@@ -236,11 +244,30 @@ class EarlyStoppingConfig(Section):
     min_delta: NotNegative
 
 
+class LRRangeTestConfig(Section):
+    """A search for the learning rate before training."""
+
+    start: Positive
+    end: Positive
+    ramp: Literal["linear", "exponential"]
+    steps: Annotated[int, Field(ge=10, strict=True)] | None
+    smoothing: Annotated[Finite, Field(gt=0, le=1)]
+    stop_factor: Annotated[Finite, Field(gt=1)]
+    apply: bool
+
+    @model_validator(mode="after")
+    def _rises(self) -> "LRRangeTestConfig":
+        if self.start >= self.end:
+            raise ValueError(f"start={self.start:g} must be below end={self.end:g}")
+        return self
+
+
 class CallbacksConfig(Section):
     """What happens beside the training itself."""
 
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig | None
+    lr_range_test: LRRangeTestConfig | None
     ema_decay: Share | None
     progress: Literal["auto", "rich", "plain", "none"]
 
@@ -255,9 +282,39 @@ class LoggerConfig(Section):
 class ResultsConfig(Section):
     """How the numbers of results.json are made."""
 
-    threshold: Share
+    threshold: Rule
+    sensitivity: Share
     draws: Count
     confidence: Share
+
+
+class ReportConfig(Section):
+    """Figures and report.html."""
+
+    enabled: bool
+    patients: list[PatientName] | None
+    gallery: Count
+
+
+class AgainResultsConfig(ResultsConfig):
+    """The same for a run that has a threshold already."""
+
+    threshold: Rule | None  # type: ignore[assignment]
+
+
+class AgainDataConfig(Section):
+    """Other data than the run's own."""
+
+    root: Path | None
+    on_broken: Literal["error", "skip"]
+    on_conflict: Literal["error", "drop"]
+
+
+class InputConfig(Section):
+    """How new patches are read."""
+
+    on_broken: Literal["error", "skip"]
+    on_conflict: Literal["error", "drop"]
 
 
 AnyData = Annotated[DemoDataConfig | IDCDataConfig, Field(discriminator="name")]
@@ -272,7 +329,9 @@ AnyScheduler = Annotated[
 
 
 class Config(Section):
-    """The whole configuration of a run."""
+    """The whole configuration of a run, as `idc-train` takes it."""
+
+    command: ClassVar[str] = "train"
 
     data: AnyData
     split: AnySplit
@@ -283,6 +342,7 @@ class Config(Section):
     callbacks: CallbacksConfig
     logger: LoggerConfig
     results: ResultsConfig
+    report: ReportConfig
     seed: Seed
     cache: Path
 
@@ -293,10 +353,11 @@ class Config(Section):
         same values on another machine.
         """
         shown: dict[str, Any] = {
-            "data": {"root", "workers"},
+            "data": {"root", "workers", "microns_per_pixel"},
             "callbacks": {"progress"},
             "trainer": {"log_every_n_steps", "profiler"},
             "logger": True,
+            "report": True,
             "cache": True,
         }
         return self.model_dump(mode="json", exclude=shown)
@@ -307,11 +368,53 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_config(cfg: DictConfig) -> Config:
+class ExploreConfig(Section):
+    """What `idc-explore` takes."""
+
+    command: ClassVar[str] = "explore"
+
+    data: AnyData
+    split: AnySplit
+    report: ReportConfig
+    seed: Seed
+    cache: Path
+
+
+class EvaluateConfig(Section):
+    """What `idc-evaluate` takes."""
+
+    command: ClassVar[str] = "evaluate"
+
+    run: Path
+    data: AgainDataConfig
+    results: AgainResultsConfig
+    report: ReportConfig
+    trainer: HardwareConfig
+    cache: Path
+
+
+class PredictConfig(Section):
+    """What `idc-predict` takes."""
+
+    command: ClassVar[str] = "predict"
+
+    run: Path
+    input: Path
+    data: InputConfig
+    report: ReportConfig
+    trainer: HardwareConfig
+    cache: Path
+
+
+AnyCommand = TypeVar("AnyCommand", Config, ExploreConfig, EvaluateConfig, PredictConfig)
+
+
+def read_config(cfg: DictConfig, schema: type[AnyCommand]) -> AnyCommand:
     """Check a composed configuration.
 
     Args:
         cfg: What Hydra composed from ``conf/`` and the overrides.
+        schema: What the command takes.
 
     Raises:
         IDCError: Naming each key that is unknown, missing or has a value that isn't allowed.
@@ -321,7 +424,7 @@ def read_config(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise IDCError(f"configuration: {error.full_key}: {reason}") from error
-    config: Config = parse(Config, values)
+    config: AnyCommand = parse(schema, values)
     return config
 
 
@@ -342,16 +445,22 @@ def parse(schema: Any, values: Any, where: str = "") -> Any:  # noqa: ANN401 - u
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        problems = [_problem(where, values, dict(item)) for item in error.errors()]
+        command = getattr(schema, "command", "train")
+        problems = [_problem(where, values, dict(item), command) for item in error.errors()]
         raise IDCError(f"configuration: {'; '.join(dict.fromkeys(problems))}") from error
 
 
-def _problem(where: str, values: Any, item: Mapping[str, Any]) -> str:  # noqa: ANN401
+def _problem(
+    where: str,
+    values: Any,  # noqa: ANN401
+    item: Mapping[str, Any],
+    command: str,
+) -> str:
     """One line on one of pydantic's errors, with the key as the user typed it."""
     kind, value = item["type"], item["input"]
     key = ".".join([where, *_typed_key(values, item["loc"], missing=kind == "missing")]).strip(".")
     if kind == "extra_forbidden":
-        return unknown_key(key)
+        return unknown_key(key, command)
     if kind == "missing":
         return f"{key} is missing"
     if kind == "union_tag_not_found":

@@ -17,11 +17,24 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         IDCError: If the folder can't be written.
     """
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a temporary name, to be written in the block and renamed to ``path`` at its end.
+
+    After an exception in the block nothing is left, and what was at ``path`` stays.
+
+    Raises:
+        IDCError: If the folder can't be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8", newline="")
+            yield partial
             partial.replace(path)
         finally:
             with suppress(OSError):

@@ -47,9 +47,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     out = console()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     trainer = build_trainer(config, folder, interactive=sys.stdout.isatty())
-    model = IDCClassifier(
-        config.model, config.optimizer, config.scheduler, config.results.threshold
-    )
+    model = IDCClassifier(config.model, config.optimizer, config.scheduler)
     data = IDCDataModule(config.data, config.split, seed=config.seed, cache=config.cache)
     data.prepare_data()
     data.setup()
@@ -121,7 +119,7 @@ def log_hyperparameters(
 
 def main() -> None:
     """Entry point of the command."""
-    run_command(train)
+    run_command(train, Config)
 
 
 if __name__ == "__main__":

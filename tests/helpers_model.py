@@ -37,11 +37,11 @@ TINY = (
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("train", overrides=list(overrides))
 
 
 def config_of(*overrides: str) -> Config:
-    return read_config(composed(*overrides))
+    return read_config(composed(*overrides), Config)
 
 
 def write_tissue(folder: Path, *, healthy: int = 6, idc: int = 3) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 import idc_lightning.conf_folder
-from idc_lightning.conf_folder import choices, conf_folder, describe, groups, keys
+from idc_lightning.conf_folder import choices, conf_folder, describe, groups_of, keys
 from idc_lightning.config import Config, ModelConfig, parse, read_config
 
 FILES = sorted(conf_folder().rglob("*.yaml"))
-CHOICES = [f"{group}={choice}" for group in groups() for choice in choices(group)]
+CHOICES = [f"{group}={choice}" for group in groups_of("train") for choice in choices(group)]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> set[str]:
@@ -30,7 +30,7 @@ def described(*overrides: str) -> str:
     """What a command says of overrides that Hydra refuses."""
     with pytest.raises(HydraException) as caught:
         composed(*overrides)
-    return describe(caught.value)
+    return describe(caught.value, "train")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -72,7 +72,7 @@ def test_each_key_in_conf_is_read_and_nothing_else_is() -> None:
     for choice in ["seed=0", *CHOICES]:
         read |= flat(config_of(choice).model_dump(mode="json"))
     assert {key for key in read if key not in Config.model_fields} == {
-        key for key in keys() if key not in Config.model_fields
+        key for key in keys("train") if key not in Config.model_fields
     }
 
 
@@ -243,15 +243,15 @@ def test_other_errors_of_hydra_are_one_line() -> None:
 def test_an_error_without_a_text_is_told_by_its_cause() -> None:
     error = RuntimeError()
     error.__cause__ = ValueError("line one\nline two")
-    assert describe(error) == "line one line two"
+    assert describe(error, "train") == "line one line two"
 
 
 def test_keys_and_choices_are_those_of_the_files() -> None:
-    assert keys()["optimizer.momentum"] == ["optimizer=sgd"]
-    assert keys()["scheduler.max_lr"] == ["scheduler=cyclic", "scheduler=onecycle"]
-    assert keys()["model.head.dropout"] == ["model=resnet18"]
-    assert keys()["seed"] == []
-    assert not any(key.startswith(("hydra", "defaults", "experiment")) for key in keys())
+    assert keys("train")["optimizer.momentum"] == ["optimizer=sgd"]
+    assert keys("train")["scheduler.max_lr"] == ["scheduler=cyclic", "scheduler=onecycle"]
+    assert keys("train")["model.head.dropout"] == ["model=resnet18"]
+    assert keys("train")["seed"] == []
+    assert not any(key.startswith(("hydra", "defaults", "experiment")) for key in keys("train"))
     assert {"cyclic", "onecycle", "cosine", "none"} <= set(choices("scheduler"))
     assert choices("data") == ["demo", "idc"]
     assert choices("nothing") == []
@@ -287,7 +287,7 @@ def test_a_configuration_never_changes() -> None:
 
 def test_plain_values_give_the_section_back() -> None:
     config = config_of("optimizer=adamw", "callbacks=early_stopping")
-    again = read_config(OmegaConf.create(config.model_dump(mode="json")))
+    again = read_config(OmegaConf.create(config.model_dump(mode="json")), Config)
     assert again == config
     assert parse(ModelConfig, config.model, "model") is config.model
 

@@ -6,6 +6,8 @@ stands here, so that x (column) and y (row) can be swapped nowhere else.
 
 import re
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 PATCH = 50
@@ -41,6 +43,57 @@ def file_name(patient_id: str, x: int, y: int, target: int) -> str:
         target: 0 for healthy, 1 for IDC.
     """
     return f"{patient_id}_idx5_x{x}_y{y}_class{target}.png"
+
+
+def places(
+    x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Row and column of cells, int64 [n] each, from 0.
+
+    Args:
+        x: Columns of the upper left pixels [n], from 1.
+        y: Rows of the upper left pixels [n], from 1.
+    """
+    return (y - 1) // PATCH, (x - 1) // PATCH
+
+
+def cell_map(
+    x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], values: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Lay one value for each cell of a slide on its grid.
+
+    Args:
+        x: Columns of the upper left pixels [n], from 1.
+        y: Rows of the upper left pixels [n], from 1.
+        values: One for each cell [n].
+
+    Returns:
+        Float64 [rows, columns]; NaN where there is no cell.
+    """
+    row, column = places(x, y)
+    laid = np.full((row.max() + 1, column.max() + 1), np.nan)
+    laid[row, column] = values
+    return laid
+
+
+def tissue_image(
+    x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], pixels: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Put the patches of a slide together.
+
+    Args:
+        x: Columns of the upper left pixels [n], from 1.
+        y: Rows of the upper left pixels [n], from 1.
+        pixels: Patches [n, 50, 50, 3].
+
+    Returns:
+        Uint8 [50 rows, 50 columns, 3], white where there is no patch.
+    """
+    row, column = places(x, y)
+    cells = np.full((row.max() + 1, column.max() + 1, PATCH, PATCH, 3), 255, dtype=np.uint8)
+    cells[row, column] = pixels
+    rows, columns = cells.shape[:2]
+    return cells.swapaxes(1, 2).reshape(rows * PATCH, columns * PATCH, 3)
 
 
 def assemble(pixels: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""One HTML file for each look at data or results."""
