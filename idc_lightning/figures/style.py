@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -22,7 +24,7 @@ HEAT = "viridis"
 
 DPI = 110
 
-RULES = {
+RULES: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 11.0,
     "axes.titlelocation": "left",
@@ -37,7 +39,6 @@ RULES = {
     "savefig.facecolor": "white",
     # Names of folders may hold a $, which would begin a formula.
     "text.parse_math": False,
-    "svg.fonttype": "none",
 }
 
 
@@ -61,7 +62,7 @@ class Picture:
 @contextmanager
 def drawing(
     path: Path, width: float, height: float, *, rows: int = 1, columns: int = 1
-) -> Iterator[tuple[Figure, list]]:
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """Draw a picture and write it when the block ends.
 
     Nothing of it stays in memory afterwards, so that hundreds can be drawn in turn.
