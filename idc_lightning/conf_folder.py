@@ -24,7 +24,10 @@ def choices(group: str) -> list[str]:
 
 def groups_of(command: str) -> list[str]:
     """Names of the config groups that a command has, e.g. ``groups_of("train")``."""
-    entries = OmegaConf.load(conf_folder() / f"{command}.yaml")["defaults"]
+    root: Any = OmegaConf.to_container(
+        OmegaConf.load(conf_folder() / f"{command}.yaml"), resolve=False
+    )
+    entries = root["defaults"]
     names = [str(next(iter(entry))) for entry in entries if not isinstance(entry, str)]
     return sorted(name for name in names if not name.startswith("override "))
 

@@ -328,7 +328,20 @@ AnyScheduler = Annotated[
 ]
 
 
-class Config(Section):
+class CommandConfig(Section):
+    """All that a command takes.
+
+    Attributes:
+        command: Its name, and that of its root in ``conf/``.
+        cache: Folder for the demo tissue and unpacked archives.
+    """
+
+    command: ClassVar[str]
+
+    cache: Path
+
+
+class Config(CommandConfig):
     """The whole configuration of a run, as `idc-train` takes it."""
 
     command: ClassVar[str] = "train"
@@ -344,7 +357,6 @@ class Config(Section):
     results: ResultsConfig
     report: ReportConfig
     seed: Seed
-    cache: Path
 
     def deciding_values(self) -> dict[str, Any]:
         """The values that can change a result, as plain ones.
@@ -368,7 +380,7 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class ExploreConfig(Section):
+class ExploreConfig(CommandConfig):
     """What `idc-explore` takes."""
 
     command: ClassVar[str] = "explore"
@@ -377,10 +389,9 @@ class ExploreConfig(Section):
     split: AnySplit
     report: ReportConfig
     seed: Seed
-    cache: Path
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(CommandConfig):
     """What `idc-evaluate` takes."""
 
     command: ClassVar[str] = "evaluate"
@@ -390,10 +401,9 @@ class EvaluateConfig(Section):
     results: AgainResultsConfig
     report: ReportConfig
     trainer: HardwareConfig
-    cache: Path
 
 
-class PredictConfig(Section):
+class PredictConfig(CommandConfig):
     """What `idc-predict` takes."""
 
     command: ClassVar[str] = "predict"
@@ -403,10 +413,9 @@ class PredictConfig(Section):
     data: InputConfig
     report: ReportConfig
     trainer: HardwareConfig
-    cache: Path
 
 
-AnyCommand = TypeVar("AnyCommand", Config, ExploreConfig, EvaluateConfig, PredictConfig)
+AnyCommand = TypeVar("AnyCommand", bound=CommandConfig)
 
 
 def read_config(cfg: DictConfig, schema: type[AnyCommand]) -> AnyCommand:

@@ -15,7 +15,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
 from idc_lightning.callbacks import AveragedWeights, Checkpoints, EpochLines, Throughput, better
-from idc_lightning.config import CallbacksConfig, Config, LoggerConfig, TrainerConfig
+from idc_lightning.config import (
+    CallbacksConfig,
+    Config,
+    HardwareConfig,
+    LoggerConfig,
+    TrainerConfig,
+)
 from idc_lightning.errors import IDCError
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -55,7 +61,7 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
     )
 
 
-def resolve_accelerator(config: TrainerConfig) -> str:
+def resolve_accelerator(config: HardwareConfig) -> str:
     """``"cpu"`` or ``"gpu"``.
 
     Raises:
@@ -69,7 +75,7 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     return "gpu" if present and config.accelerator != "cpu" else "cpu"
 
 
-def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
+def resolve_precision(config: HardwareConfig, accelerator: str) -> Precision:
     """Lightning's name of the precision.
 
     Raises:

@@ -234,8 +234,13 @@ class IDCDataModule(lightning.LightningDataModule):
         return {**batch, "image": image, "label": label, "cell": cell}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says of its data: the patients of each split, and their hash."""
-        return {"splits": dict(self.splits.items()), "split_hash": self.split_hash()}
+        """What a checkpoint says of its data: plain values of where and how it was read."""
+        return {
+            "data": self.data.model_dump(mode="json"),
+            "seed": self.seed,
+            "splits": dict(self.splits.items()),
+            "split_hash": self.split_hash(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on training with other patients.

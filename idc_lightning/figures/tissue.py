@@ -34,7 +34,7 @@ SHARP = 900
 REDUCTIONS = (1, 2, 5, 10)
 """Divisors of a patch's width."""
 
-MARGIN = 1.55
+MARGIN = 1.35
 """Inches of a picture's height that titles and axes take."""
 
 
