@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idc_lightning.data.grid import FILE_NAME, PATCH, assemble, file_name
+from idc_lightning.data.grid import FILE_NAME, PATCH, assemble, cell_map, file_name, tissue_image
 
 
 def test_each_pixel_of_a_crop_comes_from_its_cell() -> None:
@@ -69,3 +69,19 @@ def test_a_name_gives_back_what_it_was_made_of(patient: str, x: int, y: int, tar
 def test_other_names_are_no_patches(name: str) -> None:
     assert FILE_NAME.fullmatch("7_idx5_x1_y1_class0.png")
     assert not FILE_NAME.fullmatch(name)
+
+
+def test_x_is_the_column_and_y_the_row() -> None:
+    laid = cell_map(np.array([101, 1]), np.array([1, 51]), np.array([0.25, 0.5]))
+    expected = [[np.nan, np.nan, 0.25], [0.5, np.nan, np.nan]]
+    np.testing.assert_array_equal(laid, expected)
+
+
+def test_patches_are_put_together_and_what_lacks_is_white() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (2, PATCH, PATCH, 3), dtype=np.uint8)
+    image = tissue_image(np.array([101, 1]), np.array([1, 51]), pixels)
+    assert image.shape == (2 * PATCH, 3 * PATCH, 3)
+    np.testing.assert_array_equal(image[:PATCH, 2 * PATCH :], pixels[0])
+    np.testing.assert_array_equal(image[PATCH:, :PATCH], pixels[1])
+    image[:PATCH, 2 * PATCH :] = image[PATCH:, :PATCH] = 255
+    assert (image == 255).all()
