@@ -35,9 +35,9 @@ TINY = (
 """A small net on the CPU, without logs."""
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str, command: str = "train") -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose(command, overrides=list(overrides))
 
 
 def config_of(*overrides: str) -> Config:
