@@ -4,6 +4,7 @@ import pytest
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
+    brier_score_loss,
     f1_score,
     precision_score,
     recall_score,
@@ -12,7 +13,7 @@ from sklearn.metrics import (
 
 import idc_lightning.results.bootstrap as bootstrap
 from idc_lightning.metrics import patch_metrics
-from idc_lightning.results.bootstrap import Interval, bootstrap_metrics
+from idc_lightning.results.bootstrap import Interval, bootstrap_metrics, pooled_metrics
 
 NAMES = (
     "f1",
@@ -22,6 +23,7 @@ NAMES = (
     "specificity",
     "auroc",
     "average_precision",
+    "brier",
 )
 
 Ints = npt.NDArray[np.int64]
@@ -77,6 +79,7 @@ def scikit_learns(true: Ints, proba: Floats, threshold: float) -> dict[str, floa
         "specificity": recall_score(true, predicted, pos_label=0),
         "auroc": roc_auc_score(true, proba),
         "average_precision": average_precision_score(true, proba),
+        "brier": brier_score_loss(true, proba),
     }
 
 
@@ -114,7 +117,7 @@ def test_draws_are_resamples_of_whole_patients(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_names_are_those_of_results_json_and_of_the_metrics_in_training() -> None:
-    assert set(run(cohort(0), draws=1)) == set(NAMES) == set(patch_metrics(0.5))
+    assert set(run(cohort(0), draws=1)) == set(NAMES) == {*patch_metrics(0.5), "brier"}
 
 
 def test_the_seed_alone_decides_on_the_intervals() -> None:
@@ -154,12 +157,27 @@ def test_undefined_metrics_are_none() -> None:
     patients = np.array(["a", "a", "b"])
     nothing = Interval(None, None, None)
     healthy = run((np.zeros(3, np.int64), np.array([0.2, 0.4, 0.1]), patients))
-    assert {name for name in NAMES if healthy[name] == nothing} == set(NAMES) - {"specificity"}
+    assert {name for name in NAMES if healthy[name] == nothing} == set(NAMES) - {
+        "specificity",
+        "brier",
+    }
     assert healthy["specificity"] == Interval(1.0, 1.0, 1.0)
     idc = run((np.ones(3, np.int64), np.array([0.2, 0.8, 0.9]), patients))
     undefined = {"specificity", "balanced_accuracy", "auroc"}
     assert {name for name in NAMES if idc[name] == nothing} == undefined
     assert idc["recall"].value == pytest.approx(2 / 3)
+
+
+def test_pooled_metrics_are_the_values_without_intervals() -> None:
+    true, proba, patients = cohort(2)
+    found = run((true, proba, patients), threshold=0.3, draws=1)
+    values = {name: interval.value for name, interval in found.items()}
+    assert pooled_metrics(true, proba, threshold=0.3) == pytest.approx(values, abs=1e-14)
+    healthy = pooled_metrics(np.zeros(3, np.int64), np.array([0.2, 0.4, 0.1]), threshold=0.5)
+    assert {name for name in NAMES if np.isnan(healthy[name])} == set(NAMES) - {
+        "specificity",
+        "brier",
+    }
 
 
 def test_draws_without_a_class_are_left_out() -> None:

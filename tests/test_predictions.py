@@ -30,7 +30,9 @@ def logits_of(proba: list[float]) -> torch.Tensor:
 
 def test_rows_are_joined_by_number_and_come_in_the_tables_order(patches: pd.DataFrame) -> None:
     cells = torch.tensor([4, 0, 3])
-    table = predictions_table(patches, cells, logits_of([0.9, 0.2, 0.4]), threshold=0.5)
+    table = predictions_table(
+        patches, cells, logits_of([0.9, 0.2, 0.4]), temperature=1.0, threshold=0.5
+    )
     assert table.columns.tolist() == ["patient_id", "x", "y", "true", "predicted", "proba"]
     assert table["patient_id"].tolist() == ["007", "12", "12"]
     assert table["x"].tolist() == [1, 151, 201]
@@ -44,21 +46,44 @@ def test_rows_are_joined_by_number_and_come_in_the_tables_order(patches: pd.Data
 def test_a_patch_that_comes_again_is_left_out(patches: pd.DataFrame) -> None:
     cells = torch.tensor([2, 1, 2, 0, 1, 3, 4])
     proba = [0.3, 0.6, 0.99, 0.1, 0.01, 0.7, 0.8]
-    table = predictions_table(patches, cells, logits_of(proba), threshold=0.5)
+    table = predictions_table(patches, cells, logits_of(proba), temperature=1.0, threshold=0.5)
     assert table["x"].tolist() == patches["x"].tolist()
     assert table["proba"].tolist() == pytest.approx([0.1, 0.6, 0.3, 0.7, 0.8])
 
 
 def test_the_threshold_itself_is_idc(patches: pd.DataFrame) -> None:
     cells, logits = torch.arange(2), torch.zeros(2, 2)
-    assert predictions_table(patches, cells, logits, threshold=0.5)["predicted"].sum() == 2
-    assert predictions_table(patches, cells, logits, threshold=0.51)["predicted"].sum() == 0
+    assert (
+        predictions_table(patches, cells, logits, temperature=1.0, threshold=0.5)["predicted"].sum()
+        == 2
+    )
+    assert (
+        predictions_table(patches, cells, logits, temperature=1.0, threshold=0.51)[
+            "predicted"
+        ].sum()
+        == 0
+    )
+
+
+def test_the_temperature_pulls_probabilities_towards_a_half(patches: pd.DataFrame) -> None:
+    logits = torch.tensor([[0.0, -4.0], [1.0, 3.0]])
+    table = predictions_table(patches, torch.arange(2), logits, temperature=2.0, threshold=0.8)
+    assert table["proba"].tolist() == pytest.approx([1 / (1 + np.e**2), 1 / (1 + np.e**-1)])
+    assert table["predicted"].tolist() == [0, 0]  # at temperature 1 the latter has 0.88
+
+
+def test_patches_without_a_label_are_predicted_as_well(patches: pd.DataFrame) -> None:
+    unknown = patches.assign(target=-1)
+    logits = logits_of([0.9, 0.2, 0.3, 0.6, 0.1])
+    table = predictions_table(unknown, torch.arange(5), logits, temperature=1.0, threshold=0.5)
+    assert set(table["true"]) == {-1}
+    assert table["predicted"].tolist() == [1, 0, 0, 1, 0]
 
 
 def test_csv_gives_the_same_table_back(patches: pd.DataFrame, tmp_path: Path) -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 2) * torch.tensor([[1], [4], [20], [60], [0.001]])
-    table = predictions_table(patches, torch.arange(5), logits, threshold=0.5)
+    table = predictions_table(patches, torch.arange(5), logits, temperature=1.0, threshold=0.5)
     path = tmp_path / "predictions" / "test.csv"
     write_predictions(table, path)
     read = pd.read_csv(path, dtype={"patient_id": str})
@@ -72,6 +97,8 @@ def test_csv_gives_the_same_table_back(patches: pd.DataFrame, tmp_path: Path) ->
 
 def test_a_file_that_cannot_be_written_is_told(patches: pd.DataFrame, tmp_path: Path) -> None:
     (tmp_path / "test.csv").mkdir()
-    table = predictions_table(patches, torch.arange(5), torch.zeros(5, 2), threshold=0.5)
+    table = predictions_table(
+        patches, torch.arange(5), torch.zeros(5, 2), temperature=1.0, threshold=0.5
+    )
     with told("can't write", "test.csv"):
         write_predictions(table, tmp_path / "test.csv")

@@ -47,9 +47,10 @@ def bootstrap_metrics(
         seed: Seed of the draws.
 
     Returns:
-        f1, precision, recall, specificity, balanced_accuracy, auroc and average_precision; the
-        value is that of the patches themselves, low and high are percentiles of the draws in which
-        the metric is defined, None if there is a single patient.
+        f1, balanced_accuracy, precision, recall, specificity, auroc, average_precision and brier
+        (the mean squared difference of probability and label); the value is that of the patches
+        themselves, low and high are percentiles of the draws in which the metric is defined, None
+        if there is a single patient.
     """
     names, patient = np.unique(patients, return_inverse=True)
     if len(names) < 2:  # a single patient says nothing of how others would differ
@@ -57,12 +58,52 @@ def bootstrap_metrics(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     weights = np.vstack([np.ones(len(names), dtype=np.int64), drawn])
-    values = {
-        **_threshold_metrics(true, proba >= threshold, patient, weights),
-        **_ranking_metrics(true, proba, patient, weights),
-    }
+    values = _weighted_metrics(true, proba, patient, weights, threshold)
     tail = 100 * (1 - confidence) / 2
     return {name: _interval(value, tail) for name, value in values.items()}
+
+
+def pooled_metrics(
+    true: npt.NDArray[np.int64], proba: Floats, *, threshold: float
+) -> dict[str, float]:
+    """The values of `bootstrap_metrics` without their intervals; NaN where undefined.
+
+    Args:
+        true: Labels [n], 0 healthy, 1 IDC.
+        proba: Probabilities of IDC [n].
+        threshold: Probability from which a patch counts as IDC.
+    """
+    patient, weights = np.zeros(len(true), dtype=np.intp), np.ones((1, 1), dtype=np.int64)
+    values = _weighted_metrics(true, proba, patient, weights, threshold)
+    return {name: float(value[0]) for name, value in values.items()}
+
+
+def _weighted_metrics(
+    true: npt.NDArray[np.int64],
+    proba: Floats,
+    patient: npt.NDArray[np.intp],
+    weights: npt.NDArray[np.int64],
+    threshold: float,
+) -> dict[str, Floats]:
+    """All metrics; one value for each row of weights [draws, patients]."""
+    return {
+        **_threshold_metrics(true, proba >= threshold, patient, weights),
+        **_ranking_metrics(true, proba, patient, weights),
+        "brier": _brier_score(true, proba, patient, weights),
+    }
+
+
+def _brier_score(
+    true: npt.NDArray[np.int64],
+    proba: Floats,
+    patient: npt.NDArray[np.intp],
+    weights: npt.NDArray[np.int64],
+) -> Floats:
+    """Mean squared difference; one value for each row of weights [draws, patients]."""
+    squared = np.bincount(patient, np.square(proba - true), minlength=weights.shape[1])
+    patches = np.bincount(patient, minlength=weights.shape[1]).astype(np.float64)
+    score: Floats = (weights @ squared) / (weights @ patches)
+    return score
 
 
 def _interval(values: Floats, tail: float) -> Interval:

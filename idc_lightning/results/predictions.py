@@ -13,7 +13,7 @@ COLUMNS = ("patient_id", "x", "y", "true", "predicted", "proba")
 
 
 def predictions_table(
-    patches: pd.DataFrame, cells: Tensor, logits: Tensor, *, threshold: float
+    patches: pd.DataFrame, cells: Tensor, logits: Tensor, *, temperature: float, threshold: float
 ) -> pd.DataFrame:
     """Join logits with the patches that they belong to.
 
@@ -21,14 +21,15 @@ def predictions_table(
         patches: The data module's table.
         cells: Row numbers in it, int64 [n]; one that occurs again is left out.
         logits: Float [n, 2].
+        temperature: What they are divided by before they become probabilities.
         threshold: Probability from which a patch counts as IDC.
 
     Returns:
-        Rows in the order of ``patches``: patient_id, x, y (pixels, from 1), true and predicted (0
-        healthy, 1 IDC), proba (of IDC, 0 to 1).
+        Rows in the order of ``patches``, indexed by their numbers: patient_id, x, y (pixels, from 1), true (0 healthy, 1 IDC,
+        -1 unknown), predicted (0 or 1), proba (of IDC, 0 to 1).
     """
     rows, first = np.unique(cells.numpy(), return_index=True)
-    probability = idc_probability(logits).numpy()[first].astype(np.float64)
+    probability = idc_probability(logits.float() / temperature).numpy()[first].astype(np.float64)
     chosen = patches.iloc[rows]
     return pd.DataFrame(
         {
@@ -40,6 +41,7 @@ def predictions_table(
             "proba": probability,
         },
         columns=list(COLUMNS),
+        index=rows,
     )
 
 

@@ -1,8 +1,9 @@
 """The numbers of a run: results.json, and the table that the command prints."""
 
 import json
+import math
 import platform
-from dataclasses import asdict
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from idc_lightning import __version__
 from idc_lightning.config import ResultsConfig
 from idc_lightning.files import write_text
 from idc_lightning.results.bootstrap import Interval, bootstrap_metrics
+from idc_lightning.results.calibration import expected_calibration_error
+from idc_lightning.results.patients import Mean
 
 LABELS = {
     "f1": "F1 (IDC)",
@@ -25,24 +29,49 @@ LABELS = {
     "specificity": "specificity",
     "auroc": "AUROC",
     "average_precision": "average precision",
+    "brier": "Brier score",
+    "expected_calibration_error": "calibration error",
 }
+
+AT_THRESHOLD = ("f1", "balanced_accuracy", "precision", "recall", "specificity")
+"""Metrics that depend on the threshold."""
+
+PRINTED = 30
+"""Patients in a printed table."""
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pandas")
 
 Metrics = dict[str, Interval]
 
 
-def judge(predictions: pd.DataFrame, config: ResultsConfig, *, seed: int) -> Metrics:
-    """Metrics of a table of predictions, with intervals over its patients."""
-    return bootstrap_metrics(
-        predictions["true"].to_numpy(dtype=np.int64),
-        predictions["proba"].to_numpy(dtype=np.float64),
+def judge(
+    predictions: pd.DataFrame, threshold: float, config: ResultsConfig, *, seed: int
+) -> Metrics:
+    """Metrics of a table of predictions, with intervals over its patients.
+
+    Args:
+        predictions: Labelled predictions of a split; patient_id, true, proba.
+        threshold: Probability from which a patch counts as IDC.
+        config: How many draws, and the share of them inside an interval.
+        seed: Seed of the draws.
+
+    Returns:
+        The metrics of `bootstrap_metrics`, and expected_calibration_error.
+    """
+    true = predictions["true"].to_numpy(dtype=np.int64)
+    proba = predictions["proba"].to_numpy(dtype=np.float64)
+    metrics = bootstrap_metrics(
+        true,
+        proba,
         predictions["patient_id"].to_numpy(dtype=np.str_),
-        threshold=config.threshold,
+        threshold=threshold,
         draws=config.draws,
         confidence=config.confidence,
         seed=seed,
     )
+    # Drawing patients adds noise to each of its bins, so that its percentiles would lie too high.
+    error = Interval(expected_calibration_error(true, proba), None, None)
+    return {**metrics, "expected_calibration_error": error}
 
 
 def versions() -> dict[str, str]:
@@ -51,23 +80,17 @@ def versions() -> dict[str, str]:
     return {"idc_lightning": __version__, "python": platform.python_version(), **found}
 
 
-def write_results(path: Path, metrics: dict[str, Metrics], facts: dict[str, Any]) -> dict[str, Any]:
+def write_results(path: Path, content: dict[str, Any]) -> None:
     """Write results.json.
 
     Args:
         path: The file.
-        metrics: Metrics by split.
-        facts: What else it says, by key; plain values.
+        content: Plain values by key; no NaN.
 
-    Returns:
-        Its content.
+    Raises:
+        IDCError: If it can't be written.
     """
-    content = {
-        split: {name: asdict(interval) for name, interval in values.items()}
-        for split, values in metrics.items()
-    } | facts
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return content
 
 
 def data_table(summary: pd.DataFrame) -> Table:
@@ -80,14 +103,25 @@ def data_table(summary: pd.DataFrame) -> Table:
     return table
 
 
-def metrics_table(metrics: dict[str, Metrics], config: ResultsConfig) -> Table:
-    """Metrics by split, for printing."""
-    share = f"{config.confidence:.0%} interval over patients"
-    table = Table("metric", title=f"Results ({share})", title_justify="left")
+def metrics_table(metrics: Mapping[str, Metrics], threshold: float, confidence: float) -> Table:
+    """Metrics of all patches by split, for printing.
+
+    Args:
+        metrics: Of `judge`, by split.
+        threshold: At which they were computed.
+        confidence: Share of the draws inside an interval.
+    """
+    title = f"Results at threshold {threshold:.3f} ({confidence:.0%} interval over patients)"
+    note = "Brier score and calibration error: lower is better"
+    table = Table("metric", title=title, title_justify="left", caption=note, caption_justify="left")
     for split in metrics:
         table.add_column(split, justify="right")
     for name, label in LABELS.items():
-        table.add_row(label, *[_cell(values[name]) for values in metrics.values()])
+        table.add_row(
+            label,
+            *[_cell(values[name]) for values in metrics.values()],
+            end_section=name == "average_precision",
+        )
     return table
 
 
@@ -97,6 +131,61 @@ def _cell(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.3f}"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def comparison_table(
+    at_half: Mapping[str, Mapping[str, float]],
+    means: Mapping[str, Mapping[str, Mean]],
+    threshold: float,
+) -> Table:
+    """The same metrics counted in two other ways, for printing below `metrics_table`.
+
+    Args:
+        at_half: Metrics of all patches at 0.5 by split, of `pooled_metrics`.
+        means: Averages over patients by split, of `patient_means`.
+        threshold: At which the latter were computed.
+    """
+    title = f"For comparison: all patches at 0.5; mean over patients at {threshold:.3f}"
+    table = Table("metric", title=title, title_justify="left")
+    for split in at_half:
+        table.add_column(f"{split}\nat 0.5", justify="right")
+        table.add_column(f"{split}\nby patient", justify="right")
+    for name, label in LABELS.items():
+        if name == "expected_calibration_error":  # of one patient it is mostly chance
+            continue
+        cells = []
+        for split, values in at_half.items():
+            cells.append(_number(values[name]) if name in AT_THRESHOLD else "as above")
+            cells.append(_mean_cell(means[split][name]))
+        table.add_row(label, *cells, end_section=name == "average_precision")
+    return table
+
+
+def called_table(patients: pd.DataFrame, threshold: float) -> Table:
+    """What is called IDC in each patient, for printing.
+
+    Args:
+        patients: patient_id, patches, called_idc, probability.
+        threshold: From which probability on.
+    """
+    title = f"Called IDC from the probability {threshold:.3f} on"
+    table = Table("patient", title=title, title_justify="left")
+    for name in ("patches", "called IDC", "mean probability"):
+        table.add_column(name, justify="right")
+    for row in patients.head(PRINTED).itertuples():
+        name = Text(str(row.patient_id))  # brackets in it are no markup
+        table.add_row(name, f"{row.patches:,}", f"{row.called_idc:.1%}", f"{row.probability:.3f}")
+    if len(patients) > PRINTED:
+        table.caption = f"and {len(patients) - PRINTED:,} more patients, see predictions.csv"
+    return table
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
+
+
+def _mean_cell(mean: Mean) -> str:
+    return "undefined" if mean.value is None else f"{mean.value:.3f} (n={mean.patients})"
 
 
 def console() -> Console:
