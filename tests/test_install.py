@@ -32,6 +32,12 @@ def test_the_wheel_holds_all_of_conf(site: Path) -> None:
     assert wanted == {path.relative_to(held) for path in held.rglob("*.yaml")}
 
 
+def test_the_wheel_holds_all_of_a_report(site: Path) -> None:
+    wanted = {path.name for path in (CLONE / "idc_lightning" / "report").iterdir() if path.suffix}
+    held = {path.name for path in (site / "idc_lightning" / "report").iterdir()}
+    assert {"page.html", "items.html", "page.css", "page.js"} <= wanted == held
+
+
 def test_the_wheel_runs_from_another_directory(site: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
     where = "import idc_lightning; print(idc_lightning.__file__)"

@@ -23,8 +23,8 @@ def log_judgement(writer: SummaryWriter, judgement: Judgement, *, step: int) -> 
         step: Of the training, at which they were made.
     """
     for split, table in judgement.predictions.items():
-        true = torch.from_numpy(table["true"].to_numpy())
-        proba = torch.from_numpy(table["proba"].to_numpy())
+        true = torch.from_numpy(table["true"].to_numpy(copy=True))
+        proba = torch.from_numpy(table["proba"].to_numpy(copy=True))
         writer.add_pr_curve(f"{split}/precision_recall", true, proba, step, THRESHOLDS)
         for target, name in enumerate(("healthy", "IDC")):
             if (true == target).any():

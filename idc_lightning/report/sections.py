@@ -1,0 +1,221 @@
+"""Parts of reports of predictions; each draws its figures and says what to look for."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from idc_lightning.data.store import Store
+from idc_lightning.figures.judgement import (
+    draw_confusion,
+    draw_patient_f1,
+    draw_patients,
+    draw_probabilities,
+    draw_ranking,
+    draw_reliability,
+)
+from idc_lightning.figures.patches import draw_gallery
+from idc_lightning.figures.style import Picture
+from idc_lightning.figures.tissue import Slide, draw_landscape
+from idc_lightning.files import safe_name
+from idc_lightning.report.page import DataTable, Gallery, Section, Tile
+from idc_lightning.results.bootstrap import Interval
+from idc_lightning.results.judgement import Judgement
+from idc_lightning.results.patients import Mean
+from idc_lightning.results.summary import LABELS
+
+KINDS = {
+    0: ("Healthy patches called IDC", "the highest probability of IDC"),
+    1: ("IDC patches called healthy", "the lowest probability of IDC"),
+}
+"""Both kinds of wrong patches by their true class: what they are, and which are the worst."""
+
+
+def numbers(judgement: Judgement) -> Section:
+    """The metrics, counted in three ways."""
+    threshold = judgement.decision.threshold
+    intervals = {
+        split: [_interval(metrics[name]) for name in LABELS]
+        for split, metrics in judgement.metrics.items()
+    }
+    others: dict[str, list[object]] = {}
+    for split in judgement.metrics:
+        others[f"{split} at 0.5"] = [judgement.at_half[split].get(name) for name in LABELS]
+        means = judgement.means[split]
+        others[f"{split} by patient"] = [_mean(means.get(name)) for name in LABELS]
+    labels = {"metric": list(LABELS.values())}
+    return Section(
+        "Results",
+        "F1, precision and recall are of the IDC class. Patches of one patient are not "
+        "independent, so the intervals are those of a bootstrap over whole patients: with few "
+        "patients they are wide, and two runs whose intervals overlap widely can't be told apart "
+        "by their values.",
+        [
+            DataTable(
+                f"All patches, at the threshold {threshold:.3f}",
+                "Value with its interval. The threshold was chosen on dev, so test is the honest "
+                "one. Brier score and calibration error: lower is better.",
+                pd.DataFrame(labels | intervals),
+            ),
+            DataTable(
+                "The same counted otherwise",
+                "At the threshold 0.5; and as a mean over patients at the chosen threshold, in "
+                "which every patient weighs the same (n: for how many it is defined). Where both "
+                "differ much from the table above, a few patients decide.",
+                pd.DataFrame(labels | others),
+            ),
+        ],
+    )
+
+
+def _interval(interval: Interval) -> str | None:
+    if interval.value is None:
+        return None
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _mean(mean: Mean | None) -> str | None:
+    if mean is None or mean.value is None:
+        return None
+    return f"{mean.value:.3f} (n={mean.patients})"
+
+
+def decisions(figures: Path, judgement: Judgement) -> Section:
+    """Confusion, ranking, probabilities and their reliability."""
+    predictions, decision = judgement.predictions, judgement.decision
+    threshold = decision.threshold
+    return Section(
+        "Decisions and probabilities",
+        f"Logits are divided by the temperature {decision.temperature:.2f}; a patch counts as IDC "
+        f"from the probability {threshold:.3f} on. Both were fitted on dev alone.",
+        [
+            draw_confusion(figures / "confusion.png", predictions, threshold=threshold),
+            draw_ranking(figures / "ranking.png", predictions, threshold=threshold),
+            draw_probabilities(figures / "probabilities.png", predictions, threshold=threshold),
+            draw_reliability(
+                figures / "reliability.png", predictions, temperature=decision.temperature
+            ),
+        ],
+    )
+
+
+def by_patient(figures: Path, judgement: Judgement, *, microns: float) -> Section:
+    """Who fares well and who doesn't.
+
+    Args:
+        figures: Folder of the pictures.
+        judgement: Labelled predictions.
+        microns: Width of a pixel in µm.
+    """
+    patients = judgement.patients
+    table = pd.concat([rows.assign(split=split) for split, rows in patients.items()])
+    columns = ["patient_id", "split", *table.columns.drop(["patient_id", "split"])]
+    return Section(
+        "By patient",
+        "A good mean can hide patients in whom the model fails.",
+        [
+            draw_patients(figures / "patients.png", patients, microns_per_pixel=microns),
+            draw_patient_f1(figures / "patient_f1.png", patients),
+            DataTable(
+                "Each patient",
+                "idc and predicted_idc are shares of the patches, as labelled and as called. "
+                "Metrics at the chosen threshold; a dash where one is undefined.",
+                table[columns],
+            ),
+        ],
+    )
+
+
+def worst(figures: Path, judgement: Judgement, store: Store, *, count: int) -> Iterator[Section]:
+    """The most confident wrong patches of each split, both kinds.
+
+    Args:
+        figures: Folder of the pictures.
+        judgement: Labelled predictions, indexed by row numbers of the store.
+        store: Pixels.
+        count: Patches in a gallery.
+    """
+    for split, predictions in judgement.predictions.items():
+        wrong = predictions[predictions["true"] != predictions["predicted"]]
+        galleries = []
+        for true, (kind, extreme) in KINDS.items():
+            of_kind = wrong[wrong["true"] == true].sort_values("proba", ascending=true == 1)
+            if of_kind.empty:
+                continue
+            shown = of_kind.head(count)
+            gallery = Gallery(
+                f"{kind} in {split}",
+                f"The {len(shown)} of {len(of_kind):,} with {extreme}. Look for what they share: "
+                "folds, blur, ink, inflammation, in situ carcinoma, or a label that is wrong.",
+                [
+                    Tile(
+                        store.pixels[row],
+                        (
+                            str(patch.patient_id),
+                            f"x {patch.x}, y {patch.y}",
+                            f"p = {patch.proba:.3f}",
+                        ),
+                    )
+                    for row, patch in zip(shown.index, shown.itertuples(), strict=True)
+                ],
+            )
+            name = "false_positives" if true == 0 else "false_negatives"
+            draw_gallery(figures / f"{split}_{name}.png", gallery)
+            galleries.append(gallery)
+        if galleries:
+            yield Section(
+                f"Very bad results in {split}",
+                "Wrong patches of which the model was most certain, the worst first.",
+                galleries,
+            )
+
+
+def landscapes(
+    figures: Path,
+    predictions: pd.DataFrame,
+    store: Store,
+    patients: Iterable[str],
+    *,
+    prefix: str,
+    microns: float,
+    threshold: float,
+) -> list[Picture]:
+    """Draw the landscapes of patients, in this order.
+
+    Args:
+        figures: Folder of the pictures.
+        predictions: Of these patients, indexed by row numbers of the store.
+        store: Pixels.
+        patients: Their names.
+        prefix: What the names of the files begin with.
+        microns: Width of a pixel in µm.
+        threshold: Probability from which a patch counts as IDC.
+    """
+    rows = predictions.groupby("patient_id", sort=False)
+    pictures = []
+    for patient in patients:
+        patches = rows.get_group(patient)
+        slide = Slide(patient, patches["x"].to_numpy(), patches["y"].to_numpy(), microns)
+        pictures.append(
+            draw_landscape(
+                figures / f"{prefix}_{safe_name(patient)}.png",
+                slide,
+                store.pixels[patches.index],
+                patches,
+                threshold=threshold,
+            )
+        )
+    return pictures
+
+
+def statements(title: str, values: Mapping[str, str]) -> Section:
+    """Statements by name, as a model card is."""
+    rows = pd.DataFrame(list(values.items()), columns=["what", "value"])
+    return Section(title, "", [DataTable(title, "", rows)])
+
+
+def chosen(names: Iterable[str], wanted: Sequence[str] | None) -> list[str]:
+    """Those patients of a list who shall be drawn; None wants all."""
+    return [name for name in names if wanted is None or name in wanted]
