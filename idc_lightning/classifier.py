@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from idc_lightning.config import AnyOptimizer, AnyScheduler, ModelConfig, parse
+from idc_lightning.config import AnyOptimizer, AnyScheduler, CosineConfig, ModelConfig, parse
 from idc_lightning.data.batches import Batch
 from idc_lightning.data.datamodule import IDCDataModule, as_float
 from idc_lightning.data.grid import NO_CELL, NO_LABEL
 from idc_lightning.errors import IDCError
+from idc_lightning.files import replaced
 from idc_lightning.metrics import idc_probability, patch_metrics
 from idc_lightning.models.backbone import load_pretrained, read_checkpoint
 from idc_lightning.models.batchnorm import adapt_batchnorm
@@ -84,6 +85,41 @@ class IDCClassifier(lightning.LightningModule):
         """The weights of the loss as far as they don't depend on the data."""
         weights = self.model_config.loss.class_weights
         return torch.ones(2) if isinstance(weights, str) else torch.tensor(weights)
+
+    def set_rates(self, base_lr: float, max_lr: float) -> None:
+        """Take the learning rates of a range test; the optimizers must be made after that.
+
+        A cyclic scheduler takes both, that of one cycle the highest; with any other one the
+        highest becomes the optimizer's.
+
+        Raises:
+            IDCError: If they aren't allowed, or not above the last rate of a cosine.
+        """
+        scheduler, optimizer = self.scheduler_config, self.optimizer_config
+        if isinstance(scheduler, CosineConfig) and scheduler.min_lr >= max_lr:
+            raise IDCError(
+                f"scheduler.min_lr={scheduler.min_lr:g} isn't below the rate {max_lr:.3g} that is "
+                "proposed to start from: lower it"
+            )
+        changes = {
+            "cyclic": {"base_lr": base_lr, "max_lr": max_lr},
+            "onecycle": {"max_lr": max_lr},
+        }.get(scheduler.name)
+        if changes is None:
+            values = {**optimizer.model_dump(), "lr": max_lr}
+            self.optimizer_config = parse(AnyOptimizer, values, "optimizer")
+        else:
+            values = {**scheduler.model_dump(), **changes}
+            self.scheduler_config = parse(AnyScheduler, values, "scheduler")
+        self.hparams.update(
+            optimizer=self.optimizer_config.model_dump(mode="json"),
+            scheduler=self.scheduler_config.model_dump(mode="json"),
+        )
+
+    def decide_by(self, *, temperature: float, threshold: float) -> None:
+        """Take a temperature and a threshold, found on dev."""
+        self.temperature, self.threshold = temperature, threshold
+        self.hparams.update(temperature=temperature, threshold=threshold)
 
     @property
     def data(self) -> IDCDataModule:
@@ -228,6 +264,18 @@ class IDCClassifier(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def write_decision(checkpoint: Path, *, temperature: float, threshold: float) -> None:
+    """Give a checkpoint of `IDCClassifier` the temperature and threshold found after training.
+
+    Raises:
+        IDCError: If it can't be read or written.
+    """
+    content = read_checkpoint(checkpoint)
+    content["hyper_parameters"].update(temperature=temperature, threshold=threshold)
+    with replaced(checkpoint) as partial:
+        torch.save(content, partial)
 
 
 def balanced_weights(counts: list[int]) -> Tensor:

@@ -23,6 +23,7 @@ from idc_lightning.config import (
     TrainerConfig,
 )
 from idc_lightning.errors import IDCError
+from idc_lightning.lr_range_test import LRRangeTest
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -143,6 +144,8 @@ def build_callbacks(
         Checkpoints(folder / "checkpoints", monitor=config.checkpoint.monitor),
         Throughput(),
     ]
+    if config.lr_range_test is not None:
+        callbacks.append(LRRangeTest(config.lr_range_test, folder, bar=progress == "rich"))
     if config.early_stopping is not None:
         callbacks.append(
             EarlyStopping(

@@ -1,12 +1,13 @@
-"""Runs of idc-train as a user types them, in this process, on a small demo data set."""
+"""Commands as a user types them, in this process, and runs of idc-train on a small data set."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from idc_lightning.train import main
+from idc_lightning.train import main as train
 
 SMALL = (
     "data.patients=12",
@@ -17,8 +18,9 @@ SMALL = (
     "trainer.log_every_n_steps=1",
     "model.backbone=shufflenet_v2_x0_5",
     "model.head.hidden=[16]",
+    "report=none",
 )
-"""A run of seconds."""
+"""A run of seconds, without figures."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,21 @@ class Ended:
 
 @dataclass(frozen=True)
 class Command:
-    """``idc-train`` in a folder of its own."""
+    """A command, ``idc-train`` unless another is given, in a folder of its own."""
 
     folder: Path
     capture: pytest.CaptureFixture[str]
     patch: pytest.MonkeyPatch
+    main: Callable[[], None] = train
 
     def __call__(self, *overrides: str) -> Ended:
         """Run the command with these overrides."""
         self.patch.chdir(self.folder)
-        self.patch.setattr(sys, "argv", ["idc-train", *overrides])
+        self.patch.setattr(sys, "argv", ["idc-command", *overrides])
         self.capture.readouterr()
         code = 0
         try:
-            main()
+            self.main()
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else 1
         printed = self.capture.readouterr()

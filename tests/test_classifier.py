@@ -15,7 +15,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 import idc_lightning.classifier as classifier
-from idc_lightning.classifier import IDCClassifier, balanced_weights, load_classifier
+from idc_lightning.classifier import (
+    IDCClassifier,
+    balanced_weights,
+    load_classifier,
+    write_decision,
+)
 from idc_lightning.config import Config
 from idc_lightning.data.batches import Batch, Crops
 from idc_lightning.data.datamodule import IDCDataModule
@@ -43,7 +48,7 @@ class Run(NamedTuple):
 
 
 def model_of(config: Config) -> IDCClassifier:
-    return IDCClassifier(config.model, config.optimizer, config.scheduler, config.results.threshold)
+    return IDCClassifier(config.model, config.optimizer, config.scheduler)
 
 
 def run_of(folder: Path, *overrides: str, callbacks: tuple[Callback, ...] = ()) -> Run:
@@ -118,7 +123,6 @@ def fitted(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> F
         tmp_path_factory.mktemp("run"),
         *tiny,
         "model.loss.label_smoothing=0.1",
-        "results.threshold=0.4",
         callbacks=(record,),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -215,14 +219,14 @@ def test_logged_metrics_are_those_of_the_kept_logits(fitted: Fitted, stage: str)
     cells, logits = run.model.outputs[stage]
     labels = torch.from_numpy(run.data.table["target"].to_numpy()[cells.numpy()])
     proba = idc_probability(logits).double().numpy()
-    assert logged[f"{stage}/f1"] == pytest.approx(f1_score(labels, proba >= 0.4), abs=1e-6)
+    assert logged[f"{stage}/f1"] == pytest.approx(f1_score(labels, proba >= 0.5), abs=1e-6)
     weights = balanced_weights([18, 9])
     loss = nn.functional.cross_entropy(logits, labels, weight=weights)  # without smoothing
     name = "train/loss_epoch" if stage == "train" else f"{stage}/loss"
     assert logged[name] == pytest.approx(float(loss), rel=1e-5)
     if stage != "train":
         assert cells.tolist() == run.data.rows(stage).tolist()
-        table = predictions_table(run.data.table, cells, logits, threshold=0.4)
+        table = predictions_table(run.data.table, cells, logits, temperature=1.0, threshold=0.5)
         assert set(table["patient_id"]) == {p for p, s in PATIENTS.items() if s == stage}
         assert len(table) == len(cells)
 
@@ -429,13 +433,41 @@ def plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str, Tensor)
 
 
+def test_a_decision_is_kept_in_the_checkpoint_and_nothing_else_of_it_changes(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    path = tmp_path / "best.ckpt"
+    shutil.copy(fitted.run.checkpoints / "best.ckpt", path)
+    before = torch.load(path, weights_only=True)
+    write_decision(path, temperature=1.7, threshold=0.123456789012345)
+    model = load_classifier(path)
+    assert (model.temperature, model.threshold) == (1.7, 0.123456789012345)
+    after = torch.load(path, weights_only=True)
+    assert plain(after)
+    changed = after["hyper_parameters"]
+    assert (changed.pop("temperature"), changed.pop("threshold")) == (1.7, 0.123456789012345)
+    assert before["hyper_parameters"].items() >= changed.items()
+    for name, weight in before["state_dict"].items():
+        assert torch.equal(after["state_dict"][name], weight)
+    assert after["optimizer_states"]
+    assert after["IDCDataModule"] == before["IDCDataModule"]
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_a_model_takes_a_decision_into_its_next_checkpoints(tiny: tuple[str, ...]) -> None:
+    model = model_of(config_of(*tiny))
+    model.decide_by(temperature=2.0, threshold=0.25)
+    assert (model.temperature, model.threshold) == (2.0, 0.25)
+    assert (model.hparams["temperature"], model.hparams["threshold"]) == (2.0, 0.25)
+
+
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_checkpoint_loads_alone_and_gives_the_same_logits(fitted: Fitted, name: str) -> None:
     path = fitted.run.checkpoints / f"{name}.ckpt"
     content = torch.load(path, weights_only=True)
     assert plain(content)
     model = IDCClassifier.load_from_checkpoint(path, weights_only=True).eval()
-    assert model.hparams["threshold"] == 0.4
+    assert (model.hparams["temperature"], model.hparams["threshold"]) == (1.0, 0.5)
     assert model.model_config == fitted.run.config.model
     assert model.optimizer_config == fitted.run.config.optimizer
     assert model.scheduler_config == fitted.run.config.scheduler

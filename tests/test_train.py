@@ -1,6 +1,7 @@
 """A whole run, from the command line to the run folder."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,26 @@ NAMES = {
     "auroc",
     "average_precision",
 }
+CALIBRATION = {"brier", "expected_calibration_error"}
+FIGURES = {
+    "confusion",
+    "dev_metrics",
+    "learning_rate",
+    "loss",
+    "patient_f1",
+    "patients",
+    "probabilities",
+    "ranking",
+    "reliability",
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small run of two epochs, as another process leaves it."""
     here = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "-m", "idc_lightning.train", *SMALL, "trainer.epochs=2"]
+    small = [value for value in SMALL if value != "report=none"]
+    command = [sys.executable, "-m", "idc_lightning.train", *small, "trainer.epochs=2"]
     ended = subprocess.run(
         [*command, "hydra.run.dir=run"], cwd=here, capture_output=True, text=True, timeout=300
     )
@@ -60,8 +74,18 @@ def table(folder: Path, split: str) -> pd.DataFrame:
 def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     events = {path for path in found if path.startswith("tensorboard/events.")}
+    figures = {path for path in found if path.startswith("figures/")}
+    galleries = {path for path in figures if re.search(r"(dev|test)_false_(posi|nega)tives", path)}
+    landscapes = {path for path in figures if path.startswith("figures/landscapes/")}
+    patients = {split: sorted(set(table(folder, split)["patient_id"])) for split in ("dev", "test")}
+    assert landscapes == {
+        f"figures/landscapes/{split}_{patient}.png"
+        for split, names in patients.items()
+        for patient in names
+    }
+    assert figures - galleries - landscapes == {f"figures/{name}.png" for name in FIGURES}
     assert events
-    assert found - events == {
+    assert found - events - figures == {
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
@@ -70,7 +94,9 @@ def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
         "hparams.yaml",
         "metrics.csv",
         "predictions/dev.csv",
+        "predictions/patients.csv",
         "predictions/test.csv",
+        "report.html",
         "results.json",
         "splits.csv",
         "tensorboard/hparams.yaml",
@@ -79,12 +105,16 @@ def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
 
 def test_results_say_all_that_they_should(results: dict[str, Any]) -> None:
     for split in ("dev", "test"):
-        assert set(results[split]) == NAMES
+        assert set(results[split]) == NAMES | CALIBRATION
+        assert set(results["at_0.5"][split]) == NAMES - {"auroc", "average_precision"}
+        assert results["patient_mean"][split]["auroc"]["patients"] <= 2
         for interval in results[split].values():
             assert set(interval) == {"value", "low", "high"}
     assert results["patients"] == {"train": 8, "dev": 2, "test": 2}
     assert sum(results["patches"].values()) == 480
-    assert results["threshold"] == 0.5
+    assert 0 < results["threshold"] < 1
+    assert results["temperature"] > 0
+    assert results["lr_range_test"] is None
     assert results["epochs"] == 2
     assert 0 < results["seconds"] < 300
     assert results["images_per_second"] > 1
@@ -101,7 +131,7 @@ def test_predictions_hold_each_patch_once_and_give_the_metrics(
         assert len(rows) == results["patches"][split]
         assert not rows.duplicated(["patient_id", "x", "y"]).any()
         true, proba = rows["true"], rows["proba"]
-        predicted = (proba >= 0.5).astype(int)
+        predicted = (proba >= results["threshold"]).astype(int)
         assert (rows["predicted"] == predicted).all()
         expected = {
             "f1": metrics.f1_score(true, predicted),
@@ -112,6 +142,42 @@ def test_predictions_hold_each_patch_once_and_give_the_metrics(
         }
         for name, value in expected.items():
             assert results[split][name]["value"] == pytest.approx(value, abs=1e-6), name
+        at_half = metrics.f1_score(true, proba >= 0.5)
+        assert results["at_0.5"][split]["f1"] == pytest.approx(at_half)
+
+
+def test_the_decision_is_that_of_dev_and_stands_in_the_checkpoint(
+    folder: Path, results: dict[str, Any]
+) -> None:
+    model = load_classifier(folder / "checkpoints" / "best.ckpt")
+    assert model.threshold == results["threshold"]
+    assert model.temperature == results["temperature"]
+    dev = table(folder, "dev")
+    best = max(metrics.f1_score(dev["true"], dev["proba"] >= edge) for edge in dev["proba"])
+    assert results["dev"]["f1"]["value"] == pytest.approx(best)
+    assert load_classifier(folder / "checkpoints" / "last.ckpt").threshold == 0.5
+
+
+def test_patients_are_judged_one_by_one(folder: Path, results: dict[str, Any]) -> None:
+    rows = pd.read_csv(folder / "predictions" / "patients.csv", dtype={"patient_id": str})
+    for split in ("dev", "test"):
+        judged = rows[rows["split"] == split].set_index("patient_id")
+        predictions = table(folder, split)
+        assert set(judged.index) == set(predictions["patient_id"])
+        for patient, patches in predictions.groupby("patient_id"):
+            share = (patches["true"] == patches["predicted"]).mean()
+            assert judged.loc[patient, "correct"] == pytest.approx(share, rel=1e-5)
+        mean = results["patient_mean"][split]["correct"]
+        assert mean == {"value": pytest.approx(judged["correct"].mean(), rel=1e-5), "patients": 2}
+
+
+def test_tensorboard_shows_decisions_and_pictures(folder: Path) -> None:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {"figures/confusion", "figures/reliability"} <= set(tags["images"])
+    landscapes = {tag for tag in tags["images"] if tag.startswith("landscapes/")}
+    assert len(landscapes) == 4
+    assert {"dev/precision_recall", "test/precision_recall"} <= set(tags["tensors"])
 
 
 def test_splits_are_those_of_the_predictions_and_the_checkpoint(
@@ -131,7 +197,7 @@ def test_losses_rates_and_metrics_are_logged_once_for_each_step(folder: Path) ->
     steps = rows.dropna(subset="train/loss")["step"].tolist()
     assert steps == list(range(2 * (rows["train/loss"].notna().sum() // 2)))
     assert rows["lr-SGD"].notna().sum() == len(steps)
-    for name in NAMES | {"loss"}:
+    for name in NAMES | {"loss"}:  # those of epochs are computed at 0.5
         assert rows[f"dev/{name}"].notna().sum() == 2
         assert rows[f"test/{name}"].notna().sum() == 1
         assert rows[f"train/{name if name != 'loss' else 'loss_epoch'}"].notna().sum() == 2
@@ -254,8 +320,10 @@ def test_the_notebook_trains_the_head_alone(
         "experiment=notebook",
         *SMALL,
         f"model.weights={weights}",
+        "callbacks.lr_range_test.apply=false",
         "hydra.run.dir=run",
     )
+    assert (tmp_path / "run" / "learning_rate_search.csv").is_file()
     trained = load_classifier(tmp_path / "run" / "checkpoints" / "last.ckpt")
     backbone = trained.network.backbone.state_dict()
     assert backbone
