@@ -97,7 +97,7 @@ def _draw_matrix(axes: Axes, counts: Floats) -> None:
     shares = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
-        colour = "white" if share > 0.5 else "black"
+        colour = "white" if share > 0.8 else "black"
         shown = f"{share:.1%}" if total[row, 0] else "none"
         axes.text(column, row, shown, ha="center", va="bottom", size=17, color=colour)
         number = f"{counts[row, column]:,.0f}"

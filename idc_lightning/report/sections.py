@@ -30,6 +30,24 @@ KINDS = {
 }
 """Both kinds of wrong patches by their true class: what they are, and which are the worst."""
 
+COLUMNS = {
+    "patient_id": "patient",
+    "split": "split",
+    "patches": "patches",
+    "idc": "IDC",
+    "predicted_idc": "called",
+    "correct": "correct",
+    "f1": "F1",
+    "balanced_accuracy": "bal. acc.",
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "brier": "Brier",
+}
+"""Short names of what is said of a patient, for a table that many windows have room for."""
+
 
 def numbers(judgement: Judgement) -> Section:
     """The metrics, counted in three ways."""
@@ -38,11 +56,13 @@ def numbers(judgement: Judgement) -> Section:
         split: [_interval(metrics[name]) for name in LABELS]
         for split, metrics in judgement.metrics.items()
     }
-    others: dict[str, list[object]] = {}
+    # The calibration error of one patient is mostly chance.
+    compared = [name for name in LABELS if name != "expected_calibration_error"]
+    others: dict[str, list[object]] = {"metric": [LABELS[name] for name in compared]}
     for split in judgement.metrics:
-        others[f"{split} at 0.5"] = [judgement.at_half[split].get(name) for name in LABELS]
+        others[f"{split} at 0.5"] = [judgement.at_half[split].get(name) for name in compared]
         means = judgement.means[split]
-        others[f"{split} by patient"] = [_mean(means.get(name)) for name in LABELS]
+        others[f"{split} by patient"] = [_mean(means.get(name)) for name in compared]
     labels = {"metric": list(LABELS.values())}
     return Section(
         "Results",
@@ -53,8 +73,8 @@ def numbers(judgement: Judgement) -> Section:
         [
             DataTable(
                 f"All patches, at the threshold {threshold:.3f}",
-                "Value with its interval. The threshold was chosen on dev, so test is the honest "
-                "one. Brier score and calibration error: lower is better.",
+                "Value with its interval. Epoch, temperature and threshold were chosen on dev, so "
+                "its values are too good. Brier score and calibration error: lower is better.",
                 pd.DataFrame(labels | intervals),
             ),
             DataTable(
@@ -62,7 +82,7 @@ def numbers(judgement: Judgement) -> Section:
                 "At the threshold 0.5; and as a mean over patients at the chosen threshold, in "
                 "which every patient weighs the same (n: for how many it is defined). Where both "
                 "differ much from the table above, a few patients decide.",
-                pd.DataFrame(labels | others),
+                pd.DataFrame(others),
             ),
         ],
     )
@@ -89,7 +109,8 @@ def decisions(figures: Path, judgement: Judgement) -> Section:
     return Section(
         "Decisions and probabilities",
         f"Logits are divided by the temperature {decision.temperature:.2f}; a patch counts as IDC "
-        f"from the probability {threshold:.3f} on. Both were fitted on dev alone.",
+        f"from the probability {threshold:.3f} on. Both come from dev alone, unless the threshold "
+        "was given.",
         [
             draw_confusion(figures / "confusion.png", predictions, threshold=threshold),
             draw_ranking(figures / "ranking.png", predictions, threshold=threshold),
@@ -111,7 +132,6 @@ def by_patient(figures: Path, judgement: Judgement, *, microns: float) -> Sectio
     """
     patients = judgement.patients
     table = pd.concat([rows.assign(split=split) for split, rows in patients.items()])
-    columns = ["patient_id", "split", *table.columns.drop(["patient_id", "split"])]
     return Section(
         "By patient",
         "A good mean can hide patients in whom the model fails.",
@@ -120,9 +140,9 @@ def by_patient(figures: Path, judgement: Judgement, *, microns: float) -> Sectio
             draw_patient_f1(figures / "patient_f1.png", patients),
             DataTable(
                 "Each patient",
-                "idc and predicted_idc are shares of the patches, as labelled and as called. "
-                "Metrics at the chosen threshold; a dash where one is undefined.",
-                table[columns],
+                "IDC and called are shares of the patches, as labelled and as called IDC; AP is the "
+                "average precision. Metrics at the chosen threshold; a dash where one is undefined.",
+                table[list(COLUMNS)].rename(columns=COLUMNS),
             ),
         ],
     )
