@@ -140,8 +140,9 @@ def by_patient(figures: Path, judgement: Judgement, *, microns: float) -> Sectio
             draw_patient_f1(figures / "patient_f1.png", patients),
             DataTable(
                 "Each patient",
-                "IDC and called are shares of the patches, as labelled and as called IDC; AP is the "
-                "average precision. Metrics at the chosen threshold; a dash where one is undefined.",
+                "IDC and called are shares of the patches, as labelled and as called IDC; AP is "
+                "the average precision. Metrics are at the chosen threshold; a dash where one is "
+                "undefined.",
                 table[list(COLUMNS)].rename(columns=COLUMNS),
             ),
         ],
