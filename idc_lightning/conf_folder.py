@@ -22,6 +22,12 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in files if file.stem != "base")
 
 
+def usage(command: str) -> str:
+    """How a command is typed, from the first line of its root."""
+    first = (conf_folder() / f"{command}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    return first.partition(": ")[2].rstrip(".")
+
+
 def groups_of(command: str) -> list[str]:
     """Names of the config groups that a command has, e.g. ``groups_of("train")``."""
     root: Any = OmegaConf.to_container(
@@ -96,6 +102,9 @@ def unknown_key(name: str, command: str) -> str:
     known = keys(command)
     if known.get(name):
         return f"unknown key {name}, it belongs to {' and '.join(known[name])}"
+    inside = [key for key in known if key.startswith(f"{name}.")]
+    if inside and name not in groups_of(command):
+        return f"idc-{command} has no choices of {name}: set {' or '.join(inside)}"
     return f"unknown key {name}{_meant(name, [*groups_of(command), *known])}"
 
 

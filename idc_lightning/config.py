@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
-from idc_lightning.conf_folder import unknown_key
+from idc_lightning.conf_folder import unknown_key, usage
 from idc_lightning.errors import IDCError
 
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -27,6 +35,8 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Rule = Literal["max_f1", "sensitivity"] | Share
 PatientName = Annotated[str, Field(coerce_numbers_to_str=True)]
+# Hydra takes a folder called 10253 for a number.
+Place = Annotated[Path, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 Monitored = Literal[
     "dev/loss",
     "dev/f1",
@@ -58,7 +68,7 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """What every data set has in common."""
 
-    root: Path | None
+    root: Place | None
     edge_patches: Literal["pad", "resize", "drop"]
     on_broken: Literal["error", "skip"]
     on_conflict: Literal["error", "drop"]
@@ -279,13 +289,24 @@ class LoggerConfig(Section):
     csv: bool
 
 
-class ResultsConfig(Section):
-    """How the numbers of results.json are made."""
+class JudgeConfig(Section):
+    """How predictions are judged."""
 
-    threshold: Rule
     sensitivity: Share
     draws: Count
     confidence: Share
+
+
+class ResultsConfig(JudgeConfig):
+    """How the numbers of results.json are made."""
+
+    threshold: Rule
+
+
+class AgainResultsConfig(JudgeConfig):
+    """The same for a run that has a threshold already."""
+
+    threshold: Rule | None
 
 
 class ReportConfig(Section):
@@ -296,16 +317,10 @@ class ReportConfig(Section):
     gallery: Count
 
 
-class AgainResultsConfig(ResultsConfig):
-    """The same for a run that has a threshold already."""
-
-    threshold: Rule | None  # type: ignore[assignment]
-
-
 class AgainDataConfig(Section):
     """Other data than the run's own."""
 
-    root: Path | None
+    root: Place | None
     on_broken: Literal["error", "skip"]
     on_conflict: Literal["error", "drop"]
 
@@ -396,7 +411,7 @@ class EvaluateConfig(CommandConfig):
 
     command: ClassVar[str] = "evaluate"
 
-    run: Path
+    run: Place
     data: AgainDataConfig
     results: AgainResultsConfig
     report: ReportConfig
@@ -408,9 +423,10 @@ class PredictConfig(CommandConfig):
 
     command: ClassVar[str] = "predict"
 
-    run: Path
-    input: Path
+    run: Place
+    input: Place
     data: InputConfig
+    results: AgainResultsConfig
     report: ReportConfig
     trainer: HardwareConfig
 
@@ -430,6 +446,10 @@ def read_config(cfg: DictConfig, schema: type[AnyCommand]) -> AnyCommand:
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise IDCError(
+            f"configuration: {error.full_key} is missing: {usage(schema.command)}"
+        ) from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise IDCError(f"configuration: {error.full_key}: {reason}") from error

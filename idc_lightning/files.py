@@ -1,6 +1,8 @@
 """Files and folders that are whole or absent: written under another name, then renamed."""
 
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +11,27 @@ from pathlib import Path
 from filelock import FileLock
 
 from idc_lightning.errors import IDCError
+
+LONGEST = 60
+"""Letters of a name that `safe_name` keeps as it is."""
+
+
+def safe_name(text: str) -> str:
+    """Make a file name of any text, such as a patient's name, that all file systems take.
+
+    Args:
+        text: What shall be recognised in the name.
+
+    Returns:
+        The text itself if it has at most `LONGEST` letters, all of them in ``[A-Za-z0-9._-]``, and
+        doesn't begin with a dot. Else others are replaced, the rest cut, and a hash of the text
+        appended, so that different texts have different names.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]|^\.|^$", "_", text)
+    if plain == text and len(text) <= LONGEST:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain[: LONGEST - 9]}-{digest}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -67,13 +67,27 @@ def split_config(name: str, **values: object) -> AnySplit:
     return parse(AnySplit, OmegaConf.to_container(merged), "split")
 
 
-def real_patients() -> pd.DataFrame:
-    """The published table of all 279 patients; skips the test where it is absent."""
-    folders = [Path(__file__).parents[2] / "shared" / "idc"]
+def _real_folders() -> list[Path]:
+    """Where the real data may lie."""
+    shared = Path(__file__).parents[2] / "shared" / "idc"
     if "IDC_ROOT" in os.environ:
         root = Path(os.environ["IDC_ROOT"])
-        folders = [root, root.parent, *folders]
-    for folder in folders:
+        return [root, root.parent, shared]
+    return [shared]
+
+
+def real_root() -> Path:
+    """Folder of the real patients; skips the test where it is absent."""
+    for folder in _real_folders():
+        for root in (folder, folder / "IDC_regular_ps50_idx5"):
+            if (root / "9126").is_dir():
+                return root
+    pytest.skip("needs the real data: set IDC_ROOT to its folder")
+
+
+def real_patients() -> pd.DataFrame:
+    """The published table of all 279 patients; skips the test where it is absent."""
+    for folder in _real_folders():
         if (folder / "patients.csv").is_file():
             return pd.read_csv(folder / "patients.csv", dtype={"patient_id": str})
     pytest.skip("needs patients.csv of the real data: set IDC_ROOT to its folder")

@@ -30,7 +30,7 @@ def store_of(count: int = COUNT) -> Store:
             "target": (rows % 3 == 0).astype("int64"),
         }
     )
-    return Store(table=table, pixels=pixels, converted={}, broken=0, dropped=0)
+    return Store(table=table, pixels=pixels, converted={}, broken=table[:0], dropped=0)
 
 
 def patches(count: int = COUNT) -> Crops:
@@ -43,7 +43,7 @@ def slide(across: int, down: int, absent: Collection[tuple[int, int]] = ()) -> S
     store = store_of(len(cells))
     columns, rows = np.array(cells).T
     table = store.table.assign(patient_id="7", x=1 + PATCH * columns, y=1 + PATCH * rows)
-    return Store(table=table, pixels=store.pixels, converted={}, broken=0, dropped=0)
+    return Store(table=table, pixels=store.pixels, converted={}, broken=table[:0], dropped=0)
 
 
 def cells_of(store: Store, size: int, *corners: tuple[int, int]) -> npt.NDArray[np.int64]:

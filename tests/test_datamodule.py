@@ -10,6 +10,8 @@ from helpers_model import PATIENTS, config_of, told, write_tissue
 from PIL import Image
 
 import idc_lightning.data.datamodule as datamodule
+import idc_lightning.data.source as source
+from idc_lightning.config import AnyData, parse
 from idc_lightning.data.batches import Batch
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import PATCH
@@ -54,9 +56,8 @@ def batch_of(data: IDCDataModule, split: str = "train") -> Batch:
 
 def test_the_table_holds_each_patch_once_with_its_split(tmp_path: Path, tissue: Overrides) -> None:
     data = ready(tmp_path, *tissue)
-    assert {"patient_id", "x", "y", "target", "path", "edge", "blank", "digest", "split"} == set(
-        data.table.columns
-    )
+    named = {"patient_id", "x", "y", "target", "path", "split"}
+    assert set(data.table.columns) == named | {"width", "height", "edge", "blank", "digest"}
     assert len(data.table) == len(data.store.pixels) == EACH * len(PATIENTS)
     assert not data.table.duplicated(["patient_id", "x", "y"]).any()
     assert dict(zip(data.table["patient_id"], data.table["split"], strict=True)) == PATIENTS
@@ -218,7 +219,8 @@ def test_the_state_holds_plain_values_and_comes_back(tmp_path: Path, tissue: Ove
     data = ready(tmp_path, *tissue)
     torch.save(data.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state == {"splits": PATIENTS, "split_hash": data.split_hash()}
+    assert parse(AnyData, state.pop("data")) == data.data
+    assert state == {"seed": 0, "splits": PATIENTS, "split_hash": data.split_hash()}
     data.load_state_dict(state)
     ready(tmp_path, *tissue, "data.sample=20").load_state_dict(state)
 
@@ -404,7 +406,7 @@ def test_demo_tissue_is_made_once(
     first, folder = made
     assert folder.is_relative_to(tmp_path / "cache")
     assert len(first.table) == 60
-    monkeypatch.setattr(datamodule, "make_demo", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(source, "make_demo", lambda *_, **__: pytest.fail("made again"))
     assert ready(tmp_path, *DEMO).table.equals(first.table)
 
 
@@ -436,7 +438,7 @@ def test_a_demo_that_fails_leaves_nothing_to_be_taken_for_it(
         raise IDCError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datamodule, "make_demo", fail)
+        patch.setattr(source, "make_demo", fail)
         with told("no space left"):
             module(tmp_path, *DEMO).prepare_data()
     assert len(ready(tmp_path, *DEMO).table) == 60

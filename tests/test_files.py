@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import stat
 import threading
@@ -10,14 +11,38 @@ from pathlib import Path
 
 import pytest
 from helpers_model import told
+from hypothesis import given
+from hypothesis import strategies as st
 
 from idc_lightning.errors import IDCError
-from idc_lightning.files import made_once, write_text
+from idc_lightning.files import made_once, safe_name, write_text
 
 
 def names(folder: Path) -> list[str]:
     """What lies in a folder beside locks."""
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+@pytest.mark.parametrize("name", ["10253", "P-7_b.2", "x" * 60])
+def test_a_plain_name_is_a_file_name_as_it_is(name: str) -> None:
+    assert safe_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".x", "a/b", "a b", "Müller", "\n", "\ud800", "x" * 61]
+)
+def test_other_names_are_recognised_and_told_apart(name: str) -> None:
+    safe = safe_name(name)
+    assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", safe)
+    assert len(safe) <= 60
+    assert len({safe, safe_name(f"{name}?"), safe_name(f"{name}!"), safe_name(f"{name}_")}) == 4
+
+
+@given(st.lists(st.text(max_size=80), unique=True, min_size=2, max_size=20))
+def test_safe_names_differ_where_names_do(texts: list[str]) -> None:
+    found = [safe_name(text) for text in texts]
+    assert len(set(found)) == len(texts)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,59}", name) for name in found)
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idc_lightning.data.sample import sample_patches
+from idc_lightning.data.sample import draw_evenly, sample_patches
 
 
 def table_of(sizes: list[tuple[int, int]]) -> pd.DataFrame:
@@ -75,3 +75,23 @@ def test_each_patch_is_drawn_equally_often() -> None:
     share = np.bincount(np.concatenate(drawn), minlength=20) / 400
     assert share.min() > 0.4
     assert share.max() < 0.6
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 8, 100])
+def test_patches_to_look_at_are_of_all_patients_in_turn(count: int) -> None:
+    rows = pd.DataFrame({"patient_id": [*"aaaaaaaa", *"bb", "c"]}, index=range(100, 111))
+    drawn = draw_evenly(rows, count, seed=0)
+    assert len(drawn) == min(count, len(rows))
+    assert drawn.index.is_monotonic_increasing
+    assert drawn.index.is_unique
+    assert drawn["patient_id"].equals(rows.loc[drawn.index, "patient_id"])
+    counts = drawn["patient_id"].value_counts().reindex([*"abc"], fill_value=0)
+    left = pd.Series({"a": 8, "b": 2, "c": 1}) - counts
+    assert counts.max() - counts[left > 0].min() <= 1 or not (left > 0).any()
+
+
+def test_patches_to_look_at_are_drawn_by_the_seed() -> None:
+    rows = pd.DataFrame({"patient_id": [str(number % 5) for number in range(500)]})
+    first, again, other = (draw_evenly(rows, 20, seed=seed) for seed in (0, 0, 1))
+    assert first.equals(again)
+    assert not first.equals(other)

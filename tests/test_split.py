@@ -14,7 +14,9 @@ from sklearn.model_selection import train_test_split
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import (
     NAMES,
+    TooFewPatientsError,
     check_leaks,
+    compare_splits,
     patients_of,
     read_splits,
     split_hash,
@@ -430,3 +432,29 @@ def test_two_leaks_are_two_images(patches: pd.DataFrame) -> None:
     patches.loc[patches["path"] == "9/0.png", "digest"] = "8 own"
     with told("leak: 2 images", "7/0.png = 10/0.png", "8/0.png = 9/0.png"):
         check_leaks(patches)
+
+
+def test_splits_are_compared_with_the_whole() -> None:
+    table = table_of({"1": (6, 2), "2": (0, 4), "3": (3, 1), "4": (8, 0), "5": (9, 9)})
+    splits = {"1": "train", "2": "train", "3": "dev", "4": "test"}
+    compared = compare_splits(table.assign(split=table["patient_id"].map(splits)))
+    compared = compared.set_index("split")
+    assert compared.index.tolist() == ["train", "dev", "test", "all"]
+    assert compared["patients"].tolist() == [2, 1, 1, 4]
+    assert compared["patches"].tolist() == [12, 4, 8, 24]
+    assert compared["idc_patches"].tolist() == [6, 1, 0, 7]
+    assert compared["idc"].tolist() == pytest.approx([6 / 12, 1 / 4, 0, 7 / 24])
+    assert compared["patient_idc"].tolist() == pytest.approx([(0.25 + 1) / 2, 0.25, 0, 1.5 / 4])
+    assert compared["patches_per_patient"].tolist() == [6, 4, 8, 6]
+    assert compared["idc_diff"].tolist() == pytest.approx([5 / 24, -1 / 24, -7 / 24, 0])
+    assert compared["patient_idc_diff"].tolist() == pytest.approx([0.25, -0.125, -0.375, 0])
+    assert compared["patches_per_patient_diff"].tolist() == pytest.approx([0, -1 / 3, 1 / 3, 0])
+
+
+@pytest.mark.parametrize("name", ["stratified", "notebook"])
+def test_too_few_patients_can_be_told_from_other_errors(name: str) -> None:
+    with pytest.raises(TooFewPatientsError):
+        split_patients(table_of({"1": (1, 1), "2": (1, 1)}), split_config(name))
+    with pytest.raises(IDCError) as caught:
+        split_patients(table_of({"1": (1, 1)}), split_config("file"))
+    assert not isinstance(caught.value, TooFewPatientsError)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from idc_lightning.data.grid import PATCH
-from idc_lightning.data.store import CHUNK, Store, decode
+from idc_lightning.data.store import CHUNK, Store, decode, read_patch
 from idc_lightning.errors import IDCError
 
 RNG = np.random.default_rng(0)
@@ -237,12 +237,23 @@ def test_a_folder_in_place_of_a_file_is_listed(tmp_path: Path) -> None:
 
 def test_broken_files_can_be_left_out(tmp_path: Path) -> None:
     store = read(tmp_path, b"", png(RGB), b"text", png(GREY), on_broken="skip")
-    assert store.broken == 2
+    assert dict(store.broken[["path", "problem"]].itertuples(index=False, name=None)) == {
+        "0.png": "empty file",
+        "2.png": "not a PNG image",
+    }
     assert store.dropped == 0
     assert store.table["path"].tolist() == ["1.png", "3.png"]
     assert store.table.index.tolist() == [0, 1]
     np.testing.assert_array_equal(store.pixels, [RGB, np.dstack([GREY] * 3)])
     assert store.notes()[0] == "left out 2 patches that can't be read"
+
+
+def test_one_file_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "edge.png").write_bytes(png(RGB[:9, :40]))
+    np.testing.assert_array_equal(read_patch(tmp_path / "edge.png"), RGB[:9, :40])
+    (tmp_path / "empty.png").write_bytes(b"")
+    with told("can't read the patch", "empty.png", "empty file"):
+        read_patch(tmp_path / "empty.png")
 
 
 def test_nothing_left_is_told_in_one_line(tmp_path: Path) -> None:
@@ -275,6 +286,8 @@ def test_edge_patches_are_padded_with_white_on_the_right_and_below(
     expected[:height, :width] = RGB[:height, :width]
     np.testing.assert_array_equal(store.pixels, [RGB, expected])
     assert store.table["edge"].tolist() == [False, True]
+    sizes = store.table[["width", "height"]].to_numpy().tolist()
+    assert sizes == [[PATCH, PATCH], [width, height]]
     assert store.dropped == 0
     assert store.notes() == ["edge patches smaller than 50x50 px: 1"]
 
@@ -296,7 +309,7 @@ def test_edge_patches_can_be_dropped(tmp_path: Path) -> None:
         edge_patches="drop",
         on_broken="skip",
     )
-    assert (store.dropped, store.broken) == (2, 1)
+    assert (store.dropped, len(store.broken)) == (2, 1)
     assert store.table["path"].tolist() == ["1.png"]
     np.testing.assert_array_equal(store.pixels, [RGB])
 

@@ -1,9 +1,10 @@
 """The data of a run: finds it, splits it, reads it and serves batches.
 
-It only joins the steps, each of which has its own module: archive or demo, index, split, sample,
-store, batches, augment.
+It only joins the steps, each of which has its own module: source, index, split, sample, store,
+batches, augment.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,41 @@ import pandas as pd
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from idc_lightning.config import AnyData, AnySplit, DemoDataConfig
-from idc_lightning.data.archive import left_out, unpack
+from idc_lightning.config import AnyData, AnySplit
 from idc_lightning.data.augment import augment
 from idc_lightning.data.batches import Batch, Crops, loader
-from idc_lightning.data.demo import DRAWING, make_demo
 from idc_lightning.data.index import Index, read_index
-from idc_lightning.data.kaggle import download
 from idc_lightning.data.sample import sample_patches
+from idc_lightning.data.source import Source, find_source
 from idc_lightning.data.split import (
     NAMES,
     check_leaks,
-    patients_of,
+    compare_splits,
     split_hash,
     split_notes,
     split_patients,
 )
 from idc_lightning.data.store import Store, decode
 from idc_lightning.errors import IDCError
-from idc_lightning.files import made_once
 
 CLASSES = ("healthy", "IDC")
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What `IDCDataModule.setup` made."""
+
+    index: Index
+    store: Store
+    splits: pd.Series
 
 
 class IDCDataModule(lightning.LightningDataModule):
     """Patches of breast tissue, split by patient.
 
     Batches are described by `idc_lightning.data.batches.Batch`. After `setup`, `table` has one row
-    for each patch with patient_id, x, y, target, path, edge, blank, digest and split, and the
-    ``cell`` of a batch numbers its rows.
+    for each patch with patient_id, x, y, target, path, split and what reading adds (see
+    `idc_lightning.data.store.Store`), and the ``cell`` of a batch numbers its rows.
 
     Args:
         data: Which data set, and how its patches are read and changed.
@@ -56,32 +63,29 @@ class IDCDataModule(lightning.LightningDataModule):
         self.split = split
         self.seed = seed
         self.cache = cache
-        self._root: Path | None = None
-        self._archive_notes: list[str] = []
-        self._index: Index | None = None
-        self._store: Store | None = None
-        self._splits: pd.Series | None = None
+        self._source: Source | None = None
+        self._done: _Ready | None = None
+
+    @property
+    def _ready(self) -> _Ready:
+        if self._done is None:
+            raise RuntimeError("the data module isn't set up: call setup() first")
+        return self._done
 
     @property
     def index(self) -> Index:
         """All patches of the data set; there after `setup`."""
-        if self._index is None:
-            raise RuntimeError("the data module isn't set up: call setup() first")
-        return self._index
+        return self._ready.index
 
     @property
     def store(self) -> Store:
         """Pixels and table; there after `setup`."""
-        if self._store is None:
-            raise RuntimeError("the data module isn't set up: call setup() first")
-        return self._store
+        return self._ready.store
 
     @property
     def splits(self) -> pd.Series:
         """``"train"``, ``"dev"`` or ``"test"`` by patient_id; there after `setup`."""
-        if self._splits is None:
-            raise RuntimeError("the data module isn't set up: call setup() first")
-        return self._splits
+        return self._ready.splits
 
     @property
     def table(self) -> pd.DataFrame:
@@ -98,30 +102,9 @@ class IDCDataModule(lightning.LightningDataModule):
         Raises:
             IDCError: If there is no such folder or archive.
         """
-        if self._root is None:
-            self._root = self._find_root()
-        return self._root
-
-    def _find_root(self) -> Path:
-        if isinstance(self.data, DemoDataConfig) and self.data.root is None:
-            return _demo(self.data, self.cache)
-        root = self.data.root
-        if root is None:
-            raise IDCError(
-                "data.root is not set: give the folder or .zip of the data set, e.g. "
-                "data.root=IDC_regular_ps50_idx5"
-            )
-        if str(root) == "kaggle" and not root.exists():
-            return download()
-        root = root.expanduser()
-        if root.is_file() and root.suffix.lower() == ".zip":
-            unpacked = unpack(root, self.cache.expanduser())
-            self._archive_notes = left_out(unpacked)
-            return unpacked
-        if not root.is_dir():
-            problem = "is neither a folder nor a .zip" if root.exists() else "doesn't exist"
-            raise IDCError(f"data.root={root} {problem}: give a folder or .zip of patches")
-        return root
+        if self._source is None:
+            self._source = find_source(self.data, self.cache)
+        return self._source.root
 
     def setup(self, stage: str | None = None) -> None:
         """Index, split and read the patches; a second call does nothing.
@@ -129,7 +112,7 @@ class IDCDataModule(lightning.LightningDataModule):
         Raises:
             IDCError: If the data can't be used as it is, with how to mend it.
         """
-        if self._store is not None:
+        if self._done is not None:
             return
         index = read_index(self.root(), on_conflict=self.data.on_conflict)
         splits = split_patients(index.table, self.split)
@@ -145,7 +128,7 @@ class IDCDataModule(lightning.LightningDataModule):
         )
         check_leaks(store.table)
         _check_classes(store.table)
-        self._index, self._splits, self._store = index, splits, store
+        self._done = _Ready(index, store, splits)
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split's patches in `table`, int64 [n]."""
@@ -163,17 +146,13 @@ class IDCDataModule(lightning.LightningDataModule):
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
         split = split_notes(self.splits, self.index.table, self.split)
-        return self._archive_notes + self.index.notes() + split + self.store.notes()
+        source = self._source.notes if self._source else ()
+        return [*source, *self.index.notes(), *split, *self.store.notes()]
 
     def summary(self) -> pd.DataFrame:
         """Patients, patches and IDC share of each split, one row each."""
-        rows = []
-        for name in NAMES:
-            patients = patients_of(self.table[self.table["split"] == name])
-            patches = int(patients["patches"].sum())
-            idc = float((patients["patches"] * patients["idc"]).sum() / max(1, patches))
-            rows.append((name, len(patients), patches, idc))
-        return pd.DataFrame(rows, columns=["split", "patients", "patches", "idc"])
+        compared = compare_splits(self.table)
+        return compared.loc[compared["split"] != "all", ["split", "patients", "patches", "idc"]]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of train, in another order each epoch."""
@@ -235,8 +214,11 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of its data: plain values of where and how it was read."""
+        data, root = self.data, self.data.root
+        if root is not None and root.expanduser().exists():  # so that it is found from anywhere
+            data = data.model_copy(update={"root": root.expanduser().absolute()})
         return {
-            "data": self.data.model_dump(mode="json"),
+            "data": data.model_dump(mode="json"),
             "seed": self.seed,
             "splits": dict(self.splits.items()),
             "split_hash": self.split_hash(),
@@ -248,7 +230,7 @@ class IDCDataModule(lightning.LightningDataModule):
         Raises:
             IDCError: If the checkpoint was trained on another split.
         """
-        if self._store is not None and state_dict["split_hash"] != self.split_hash():
+        if self._done is not None and state_dict["split_hash"] != self.split_hash():
             raise IDCError(
                 "the checkpoint was trained on another split of the patients: give its own by "
                 "split=file split.path=<its run folder>/splits.csv"
@@ -258,26 +240,6 @@ class IDCDataModule(lightning.LightningDataModule):
 def as_float(image: Tensor) -> Tensor:
     """Turn uint8 in 0 to 255 to float32 in 0 to 1."""
     return image.float().div_(255)
-
-
-def _demo(data: DemoDataConfig, cache: Path) -> Path:
-    """Folder of the demo tissue, made on first use.
-
-    Raises:
-        IDCError: If it can't be made, or patients were deleted since.
-    """
-    size = f"{data.patients}-patients_{data.patches or 'drawn'}-patches"
-    name = f"{size}_seed-{data.seed}_drawing-{DRAWING}"
-    folder = cache.expanduser() / "demo" / name
-    with made_once(folder) as partial:
-        if partial is not None:
-            make_demo(
-                partial / "tissue", patients=data.patients, patches=data.patches, seed=data.seed
-            )
-    tissue = folder / "tissue"
-    if not tissue.is_dir() or sum(1 for _ in tissue.iterdir()) < data.patients:
-        raise IDCError(f"parts of the demo tissue in {folder} are gone: delete this folder")
-    return tissue
 
 
 def _check_classes(table: pd.DataFrame) -> None:

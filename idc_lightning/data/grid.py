@@ -15,10 +15,12 @@ PATCH = 50
 
 # Printable, and no lone surrogates, which stand for bytes that are no UTF-8.
 _WORD = r"[^\s/\x00-\x1f\x7f\ud800-\udfff]+"
-_NUMBER = r"0|[1-9][0-9]{0,6}"
+PATIENT_NAME = rf"{_WORD}(?: {_WORD})*"
+NUMBER = r"0|[1-9][0-9]{0,6}"
+"""What a patient and a coordinate look like in the name of a file, as regular expressions."""
 
 FILE_NAME = re.compile(
-    rf"(?P<patient_id>{_WORD}(?: {_WORD})*)_idx5_x(?P<x>{_NUMBER})_y(?P<y>{_NUMBER})"
+    rf"(?P<patient_id>{PATIENT_NAME})_idx5_x(?P<x>{NUMBER})_y(?P<y>{NUMBER})"
     r"_class(?P<target>[01])\.png"
 )
 """Name of a patch; x is the column and y the row of its upper left pixel, both from 1.

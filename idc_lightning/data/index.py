@@ -29,7 +29,7 @@ class Index:
         hidden: Number of files and folders whose names begin with a dot.
         foreign: Number of files and folders that are no part of the layout.
         nested: Number of patches in nested copies of the data set.
-        conflicts: Number of patches left out because their position has both labels.
+        conflicts: The patches left out because their position has both labels, as in ``table``.
     """
 
     root: Path
@@ -37,7 +37,7 @@ class Index:
     hidden: int
     foreign: int
     nested: int
-    conflicts: int
+    conflicts: pd.DataFrame
 
     def notes(self) -> list[str]:
         """One line on each kind of file that was left out."""
@@ -45,7 +45,7 @@ class Index:
             "hidden files": self.hidden,
             "files that are no patches": self.foreign,
             "patches in a nested copy of the data set": self.nested,
-            "patches with both labels at one position": self.conflicts,
+            "patches with both labels at one position": len(self.conflicts),
         }
         return [f"left out {count:,} {kind}" for kind, count in kinds.items() if count]
 
@@ -83,8 +83,7 @@ def read_index(root: Path, *, on_conflict: str = "error") -> Index:
     table, foreign = _table(root, found)
     if table.empty:
         raise _no_patches(root)
-    table, conflicts = _resolve_conflicts(table, on_conflict)
-    table = table.sort_values(["patient_id", "y", "x"], ignore_index=True)
+    table, conflicts = without_conflicts(table, on_conflict)
     return Index(root, table, found.hidden, found.foreign + foreign, found.nested, conflicts)
 
 
@@ -99,9 +98,9 @@ def _patients_folder(root: Path) -> Path:
     """The folder itself, or its only child that holds patients."""
     if not root.is_dir():
         raise IDCError(f"no such folder: {root}; set data.root to the folder of the patients")
-    if _is_data_set(root):
+    if is_data_set(root):
         return root
-    inside = sorted(Path(entry.path) for entry in _folders(root) if _is_data_set(Path(entry.path)))
+    inside = sorted(Path(entry.path) for entry in _folders(root) if is_data_set(Path(entry.path)))
     if len(inside) > 1:
         names = listed([folder.name for folder in inside])
         raise IDCError(f"{root} holds several data sets ({names}): set data.root to one of them")
@@ -110,8 +109,12 @@ def _patients_folder(root: Path) -> Path:
     return inside[0]
 
 
-def _is_data_set(folder: Path) -> bool:
-    """Whether a folder holds patients' folders."""
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder holds patients' folders.
+
+    Raises:
+        OSError: If it can't be read.
+    """
     return any(_is_patient(Path(entry.path)) for entry in _folders(folder))
 
 
@@ -137,7 +140,7 @@ def _walk(root: Path) -> _Found:
                 found.foreign += 1
             elif _is_patient(Path(patient.path)):
                 _walk_patient(patient, found)
-            elif _is_data_set(Path(patient.path)):
+            elif is_data_set(Path(patient.path)):
                 found.nested += _patches_below(patient.path)
             else:
                 found.foreign += 1
@@ -195,13 +198,26 @@ def _table(root: Path, found: _Found) -> tuple[pd.DataFrame, int]:
             "path": files["path"].astype(str),
         }
     ).reset_index(drop=True)
+    check_grid(root, table)
+    return table, int((~is_patch).sum())
+
+
+def check_grid(root: Path, table: pd.DataFrame) -> None:
+    """Stop if a patch doesn't lie on the grid of cells.
+
+    Args:
+        root: Folder that the table's paths start from.
+        table: Patches with x, y and path.
+
+    Raises:
+        IDCError: Naming the patches.
+    """
     off_grid = table[(table["x"] % PATCH != 1) | (table["y"] % PATCH != 1)]
     if not off_grid.empty:
         raise IDCError(
             f"{len(off_grid)} patches of {root} don't lie on the grid of {PATCH} px (x and y are "
             f"1, 51, 101, ...): {listed(off_grid['path'].tolist())}"
         )
-    return table, int((~is_patch).sum())
 
 
 def _check_folders(root: Path, files: pd.DataFrame, parts: pd.DataFrame) -> None:
@@ -221,8 +237,20 @@ def _printable(path: str) -> str:
     return path if path.isprintable() else ascii(path)
 
 
-def _resolve_conflicts(table: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, int]:
-    """Find positions of a patient with both labels."""
+def without_conflicts(table: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Take out the patches that share their position with another one of the patient.
+
+    Args:
+        table: Patches with patient_id, x, y and path.
+        on_conflict: ``"error"`` or ``"drop"``.
+
+    Returns:
+        The patches that are left, and those that were taken out; both ordered by patient, y and x.
+
+    Raises:
+        IDCError: If there are such patches and ``on_conflict`` is ``"error"``.
+    """
+    table = table.sort_values(["patient_id", "y", "x", "path"], ignore_index=True)
     double = table.duplicated(["patient_id", "x", "y"], keep=False)
     if on_conflict == "error" and double.any():
         raise IDCError(
@@ -230,4 +258,4 @@ def _resolve_conflicts(table: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFr
             f"{listed(sorted(table.loc[double, 'path']))}; delete the wrong ones, or set "
             "data.on_conflict=drop to leave them out"
         )
-    return table[~double], int(double.sum())
+    return table[~double].reset_index(drop=True), table[double].reset_index(drop=True)

@@ -24,3 +24,20 @@ def sample_patches(table: pd.DataFrame, size: int, *, seed: int) -> pd.DataFrame
     depth = np.where(place == 0, 0, (place + 0.5) / groups["target"].transform("size"))
     kept = order[np.argsort(depth, kind="stable")[: max(size, groups.ngroups)]]
     return table.iloc[np.sort(kept)].reset_index(drop=True)
+
+
+def draw_evenly(table: pd.DataFrame, count: int, *, seed: int) -> pd.DataFrame:
+    """Draw patches to look at: one of each patient, by chance, before a second of any.
+
+    Args:
+        table: Patches with patient_id.
+        count: Number of rows, at most.
+        seed: Seed of the draw.
+
+    Returns:
+        The drawn rows under their own index, in the table's order.
+    """
+    order = np.random.default_rng(seed).permutation(len(table))
+    turn = table["patient_id"].iloc[order].groupby(table["patient_id"].iloc[order]).cumcount()
+    chosen = order[np.argsort(turn.to_numpy(), kind="stable")[:count]]
+    return table.iloc[np.sort(chosen)]

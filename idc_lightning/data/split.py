@@ -32,6 +32,10 @@ CANDIDATES = 200
 """Splits that are drawn before the most even one is taken."""
 
 
+class TooFewPatientsError(IDCError):
+    """There are too few patients for a split."""
+
+
 def patients_of(table: pd.DataFrame) -> pd.DataFrame:
     """Summarise the patches of each patient.
 
@@ -58,7 +62,8 @@ def split_patients(table: pd.DataFrame, config: AnySplit) -> pd.Series:
         patient that a published split doesn't know is absent.
 
     Raises:
-        IDCError: If there are too few patients, or a split's own list doesn't fit the data.
+        TooFewPatientsError: If a split would be empty.
+        IDCError: If a split's own list doesn't fit the data.
     """
     patients = patients_of(table)
     splits = SPLITS[config.name](patients, config).rename("split").rename_axis("patient_id")
@@ -68,8 +73,8 @@ def split_patients(table: pd.DataFrame, config: AnySplit) -> pd.Series:
     return splits.sort_index()
 
 
-def _too_few(name: str, count: int, reason: str) -> IDCError:
-    return IDCError(
+def _too_few(name: str, count: int, reason: str) -> TooFewPatientsError:
+    return TooFewPatientsError(
         f"too few patients for split={name}: {count} {reason}; add patients, or "
         "give your own lists by split=file split.path=<csv>"
     )
@@ -249,6 +254,44 @@ def split_hash(splits: pd.Series) -> str:
 def write_splits(splits: pd.Series, path: Path) -> None:
     """Write a splits.csv that `read_splits` reads."""
     write_text(path, splits_csv(splits))
+
+
+def compare_splits(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare what the splits hold.
+
+    Args:
+        table: Patches with patient_id, target and split; rows without a split count for none.
+
+    Returns:
+        One row for each split and one for all of them together: split, patients, patches,
+        idc_patches, idc (share of the patches, 0 to 1), patient_idc (mean over patients of their
+        shares), patches_per_patient; and how the last three differ from those of all:
+        idc_diff and patient_idc_diff (share minus share), and patches_per_patient_diff (as a share
+        of that of all).
+    """
+    table = table[table["split"].notna()]
+    parts = {name: table[table["split"] == name] for name in NAMES} | {"all": table}
+    rows = []
+    for name, part in parts.items():
+        patients = patients_of(part)
+        rows.append(
+            {
+                "split": name,
+                "patients": len(patients),
+                "patches": len(part),
+                "idc_patches": int(part["target"].sum()),
+                "idc": part["target"].mean(),
+                "patient_idc": patients["idc"].mean(),
+                "patches_per_patient": patients["patches"].mean(),
+            }
+        )
+    compared = pd.DataFrame(rows)
+    whole = compared.iloc[-1]
+    for name in ("idc", "patient_idc"):
+        compared[f"{name}_diff"] = compared[name] - whole[name]
+    mean = "patches_per_patient"
+    compared[f"{mean}_diff"] = compared[mean] / whole[mean] - 1
+    return compared
 
 
 def check_leaks(table: pd.DataFrame) -> None:

@@ -10,9 +10,8 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
@@ -35,6 +34,9 @@ START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 HEADER = struct.Struct(f">{len(START)}sIIB")
 
+COLUMNS = ("width", "height", "edge", "blank", "digest")
+"""What reading adds to a table of patches."""
+
 DAMAGED = (
     SyntaxError,
     ValueError,
@@ -53,26 +55,27 @@ class Store:
     """The pixels of a table of patches.
 
     Attributes:
-        table: The patches that could be read, numbered like ``pixels``, with further columns edge
-            (bool, smaller than 50x50 px), blank (bool, one colour throughout) and digest (str, of
-            the pixels as they were in the file).
+        table: The patches that could be read, numbered like ``pixels``, with further columns width
+            and height (int64, pixels of the file), edge (bool, smaller than 50x50 px), blank (bool,
+            one colour throughout) and digest (str, of the pixels as they were in the file).
         pixels: uint8 [N, 50, 50, 3], RGB.
         converted: Number of files by what they were converted from (grey, RGBA, which is
             all with transparency, 16-bit, palette).
-        broken: Number of files left out because they can't be read.
+        broken: The patches left out because their files can't be read, with a further column
+            problem (str).
         dropped: Number of edge patches left out.
     """
 
     table: pd.DataFrame
     pixels: npt.NDArray[np.uint8]
     converted: dict[str, int]
-    broken: int
+    broken: pd.DataFrame
     dropped: int
 
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
         kinds = {
-            "left out {} patches that can't be read": self.broken,
+            "left out {} patches that can't be read": len(self.broken),
             "left out {} edge patches": self.dropped,
             "edge patches smaller than 50x50 px: {}": int(self.table["edge"].sum()),
         }
@@ -89,6 +92,8 @@ class _Decoded:
     pixels: npt.NDArray[np.uint8] | None = None
     problem: str = ""
     converted: str = ""
+    width: int = 0
+    height: int = 0
     edge: bool = False
     blank: bool = False
     digest: str = ""
@@ -122,29 +127,46 @@ def decode(
                     pixels[len(found), :height, :width] = patch.pixels
                 found.append(_without_pixels(patch))
     broken = np.array([bool(patch.problem) for patch in found], dtype=bool)
+    problems = [patch.problem for patch in found if patch.problem]
+    unread = table[broken].assign(problem=problems).reset_index(drop=True)
     if broken.any() and on_broken == "error":
-        raise _broken_files(table.loc[broken, "path"], [p.problem for p in found if p.problem])
+        raise _broken_files(unread)
     edge = np.array([patch.edge for patch in found], dtype=bool)
     kept = ~broken & ~(edge if edge_patches == "drop" else np.zeros_like(edge))
     if not kept.any():
         raise IDCError(f"no patch of {root} is left: all are broken or dropped as edge patches")
-    columns = {name: [getattr(p, name) for p in found] for name in ("edge", "blank", "digest")}
+    columns = {name: [getattr(patch, name) for patch in found] for name in COLUMNS}
     return Store(
         table=table.assign(**columns)[kept].reset_index(drop=True),
         pixels=pixels if kept.all() else pixels[kept],
         converted=dict(Counter(p.converted for p in compress(found, kept) if p.converted)),
-        broken=int(broken.sum()),
+        broken=unread,
         dropped=int((edge & ~broken & ~kept).sum()),
     )
 
 
 def _without_pixels(patch: _Decoded) -> _Decoded:
     """All but the pixels, which stand in the store."""
-    return _Decoded(None, patch.problem, patch.converted, patch.edge, patch.blank, patch.digest)
+    return replace(patch, pixels=None)
 
 
-def _broken_files(paths: Iterable[str], problems: list[str]) -> IDCError:
-    lines = [f"  {path}: {problem}" for path, problem in zip(paths, problems, strict=True)]
+def read_patch(path: Path) -> npt.NDArray[np.uint8]:
+    """Read one file as it is, in RGB.
+
+    Returns:
+        Uint8 [height, width, 3], at most 50x50.
+
+    Raises:
+        IDCError: If it can't be read.
+    """
+    patch = _decode(str(path), "pad")
+    if patch.pixels is None:
+        raise IDCError(f"can't read the patch {path}: {patch.problem}")
+    return patch.pixels
+
+
+def _broken_files(unread: pd.DataFrame) -> IDCError:
+    lines = [f"  {row.path}: {row.problem}" for row in unread.itertuples()]
     return IDCError(
         "\n".join(
             [
@@ -184,7 +206,7 @@ def _decode(path: str, edge_patches: str) -> _Decoded:
     digest = hashlib.blake2b(size + pixels.tobytes(), digest_size=12).hexdigest()
     if edge and edge_patches == "resize":
         pixels = np.asarray(rgb.resize((PATCH, PATCH), Image.Resampling.BILINEAR))
-    return _Decoded(pixels, "", converted, edge, blank, digest)
+    return _Decoded(pixels, "", converted, width, height, edge, blank, digest)
 
 
 def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
