@@ -2,24 +2,35 @@
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
+import numpy.typing as npt
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from idc_lightning.callbacks import Throughput
-from idc_lightning.classifier import IDCClassifier
+from idc_lightning.classifier import IDCClassifier, write_decision
 from idc_lightning.cli import run_command
 from idc_lightning.config import Config
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import write_splits
-from idc_lightning.results.predictions import predictions_table, write_predictions
+from idc_lightning.figures.style import Picture
+from idc_lightning.figures.training import draw_training
+from idc_lightning.lr_range_test import LRRangeTest
+from idc_lightning.report.card import model_card
+from idc_lightning.report.run import Judged, write_run_report
+from idc_lightning.report.sections import check_patients, too_scattered
+from idc_lightning.report.tensorboard import log_judgement, log_pictures
+from idc_lightning.results.judgement import Judgement, decide, judge_splits
+from idc_lightning.results.predictions import predictions_table
 from idc_lightning.results.summary import (
-    Metrics,
+    comparison_table,
     console,
     data_table,
-    judge,
     metrics_table,
     versions,
     write_results,
@@ -34,7 +45,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
 
     Args:
         config: All of its values.
-        folder: Where its checkpoints, logs, predictions and results are written.
+        folder: Where its checkpoints, logs, predictions, results and figures are written.
 
     Returns:
         The content of results.json.
@@ -51,6 +62,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     data = IDCDataModule(config.data, config.split, seed=config.seed, cache=config.cache)
     data.prepare_data()
     data.setup()
+    check_patients(config.report, data.table)
     out.print(data_table(data.summary()))
     for note in data.notes():
         out.print(note, highlight=False)
@@ -58,23 +70,39 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
 
     trainer.fit(model, datamodule=data, weights_only=True)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
+    decision = decide(*labelled_logits(model, data, "dev"), config.results)
+    model.decide_by(**asdict(decision))
+    write_decision(folder / "checkpoints" / "best.ckpt", **asdict(decision))
     trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
 
-    metrics = {}
-    for split in JUDGED:
-        table = predictions_table(
-            data.table, *model.outputs[split], threshold=config.results.threshold
-        )
-        write_predictions(table, folder / "predictions" / f"{split}.csv")
-        metrics[split] = judge(table, config.results, seed=config.seed)
+    predictions = {
+        split: predictions_table(data.table, *model.outputs[split], **asdict(decision))
+        for split in JUDGED
+    }
+    judgement = judge_splits(predictions, decision, config.results, seed=config.seed)
+    judgement.write_tables(folder)
     facts = run_facts(config, data, trainer, seconds=time.perf_counter() - began)
-    results = write_results(folder / "results.json", metrics, facts)
-    log_hyperparameters(trainer, config, metrics)
+    results = judgement.values() | facts
+    write_results(folder / "results.json", results)
+    pictures: list[Picture] = []
+    if config.report.enabled:
+        judged = judged_run(config, folder, judgement, data, model, trainer)
+        pictures = write_run_report(folder, judged, config.report)
+    log_end(trainer, model, config, judgement, pictures)
     if config.trainer.profiler is not None:
         out.print(trainer.profiler.summary(), highlight=False)  # type: ignore[attr-defined]
-    out.print(metrics_table(metrics, config.results))
+    out.print(metrics_table(judgement.metrics, decision.threshold, config.results.confidence))
+    out.print(comparison_table(judgement.at_half, judgement.means, decision.threshold))
     out.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return results
+
+
+def labelled_logits(
+    model: IDCClassifier, data: IDCDataModule, split: str
+) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """Logits float32 [n, 2] of a split's last epoch, and its labels int64 [n]."""
+    cells, logits = model.outputs[split]
+    return logits, data.table["target"].to_numpy(dtype=np.int64)[cells.numpy()]
 
 
 def run_facts(
@@ -82,16 +110,20 @@ def run_facts(
 ) -> dict[str, Any]:
     """What results.json says beside the metrics."""
     summary = data.summary()
-    speed = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    search = range_test(trainer)
     return {
-        "patients": dict(zip(summary["split"], summary["patients"].tolist(), strict=True)),
+        "patients": run_patients(data),
         "patches": dict(zip(summary["split"], summary["patches"].tolist(), strict=True)),
         "edge_patches": int(data.table["edge"].sum()) + data.store.dropped,
         "notes": data.notes(),
-        "threshold": config.results.threshold,
         "epochs": trainer.current_epoch,
+        "lr_range_test": asdict(search.result) if search and search.result else None,
         "seconds": round(seconds, 1),
-        "images_per_second": speed.images_per_second,
+        "images_per_second": next(
+            callback.images_per_second
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput)
+        ),
         "precision": trainer.precision,
         "versions": versions(),
         "config_hash": config.digest(),
@@ -99,21 +131,77 @@ def run_facts(
     }
 
 
-def log_hyperparameters(
-    trainer: lightning.Trainer, config: Config, metrics: dict[str, Metrics]
+def run_patients(data: IDCDataModule) -> dict[str, int]:
+    """Number of patients by split."""
+    summary = data.summary()
+    return dict(zip(summary["split"], summary["patients"].tolist(), strict=True))
+
+
+def range_test(trainer: lightning.Trainer) -> LRRangeTest | None:
+    """The search for the learning rate, if there is one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, LRRangeTest)), None)
+
+
+def judged_run(
+    config: Config,
+    folder: Path,
+    judgement: Judgement,
+    data: IDCDataModule,
+    model: IDCClassifier,
+    trainer: lightning.Trainer,
+) -> Judged:
+    """What the report of a run shows."""
+    patients = run_patients(data)
+    search = range_test(trainer)
+    log = folder / "metrics.csv"
+    monitor = config.callbacks.checkpoint.monitor
+    training = draw_training(log, folder / "figures", monitor) if log.is_file() else []
+    if search is not None and search.picture is not None:
+        training = [search.picture, *training]
+    return Judged(
+        title=f"Run {folder.name}",
+        judgement=judgement,
+        store=data.store,
+        microns=config.data.microns_per_pixel,
+        facts={
+            "Data": f"{config.data.name}, {len(data.splits):,} patients",
+            "Split": f"{config.split.name}: "
+            + ", ".join(f"{count:,} {split}" for split, count in patients.items()),
+            "Network": config.model.backbone,
+            "Epochs": str(trainer.current_epoch),
+            "Seed": str(config.seed),
+            "Configuration": config.digest()[:12],
+        },
+        card=model_card(model, config.data, patients),
+        notes=[*data.notes(), *too_scattered(data.table, config.data.microns_per_pixel)],
+        training=training,
+    )
+
+
+def log_end(
+    trainer: lightning.Trainer,
+    model: IDCClassifier,
+    config: Config,
+    judgement: Judgement,
+    pictures: list[Picture],
 ) -> None:
-    """Show the run's configuration with its final metrics of dev and test in TensorBoard."""
-    values = {
+    """Show decisions, pictures and the configuration with its final metrics in TensorBoard."""
+    # The search for the learning rate may have changed the rates.
+    used = config.model_copy(
+        update={"optimizer": model.optimizer_config, "scheduler": model.scheduler_config}
+    )
+    final = {
         f"final/{split}_{name}": interval.value
-        for split, of_split in metrics.items()
+        for split, of_split in judgement.metrics.items()
         for name, interval in of_split.items()
+        if interval.value is not None
     }
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(
-                config.deciding_values(),
-                {name: v for name, v in values.items() if v is not None},
-            )
+            log_judgement(logger.experiment, judgement, step=trainer.global_step)
+            log_pictures(logger.experiment, pictures, step=trainer.global_step)
+            logger.log_hyperparams(used.deciding_values(), final)
             logger.finalize("success")
 
 

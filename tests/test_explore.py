@@ -11,9 +11,11 @@ from helpers_data import data_config, make_patches, pixels_of, place_of, real_ro
 from helpers_model import told
 from PIL import Image
 
+from idc_lightning.config import ReportConfig
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.split import read_splits
-from idc_lightning.explore import chosen_patients, main, what_stops_training
+from idc_lightning.explore import main, what_stops_training
+from idc_lightning.report.sections import check_patients, chosen
 
 SCRIPT = "<script>alert(1)<script>"
 LONG = "a very long name of a patient " * 6 + "$x^2$"
@@ -202,11 +204,12 @@ def test_a_patient_who_is_not_there_is_refused(
 
 def test_patients_are_chosen_in_the_order_of_the_data() -> None:
     known = ["1", "2", "3"]
-    assert chosen_patients(None, known) == known
-    assert chosen_patients(["3", "1", "3"], known) == ["1", "3"]
-    assert chosen_patients([], known) == []
+    assert chosen(known, None) == known
+    assert chosen(known, ["3", "1", "3"]) == ["1", "3"]
+    assert chosen(known, []) == []
+    wanted = ReportConfig(enabled=True, patients=["x", "yy", "x", "2"], gallery=1)
     with told("no patient x, yy; it has 1, 2, 3"):
-        chosen_patients(["x", "yy", "x", "2"], known)
+        check_patients(wanted, pd.DataFrame({"patient_id": [*known, "1"]}))
 
 
 def test_a_sample_is_explored_as_such(tmp_path: Path, run: Run) -> None:

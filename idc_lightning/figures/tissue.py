@@ -34,6 +34,9 @@ SHARP = 900
 REDUCTIONS = (1, 2, 5, 10)
 """Divisors of a patch's width."""
 
+LARGEST = 40_000
+"""Cells of the largest slide that is drawn, 200 x 200; the public ones have some 4,000."""
+
 MARGIN = 1.35
 """Inches of a picture's height that titles and axes take."""
 
@@ -79,6 +82,11 @@ class Slide:
         """Left, right, bottom and top edge in the slide's pixels, as matplotlib takes them."""
         right, bottom = self.left + self.width, self.top + self.height
         return self.left + 0.5, right + 0.5, bottom + 0.5, self.top + 0.5
+
+    @property
+    def drawable(self) -> bool:
+        """Whether its cells lie near enough to one another to be put together to a picture."""
+        return self.width * self.height <= LARGEST * PATCH**2
 
     def laid(self, values: npt.ArrayLike) -> Floats:
         """Values of the cells [n] on the grid of the part that holds cells; NaN where is none."""
@@ -256,11 +264,12 @@ def _told(predictions: pd.DataFrame, labelled: npt.NDArray[np.bool_], threshold:
         )
     known = predictions[labelled]
     correct = float((known["true"] == known["predicted"]).mean())
+    of_these = "" if labelled.all() else f"; of the {len(known):,} with a label"
     return (
-        f"{len(known):,} patches, {(known['true'] == 1).mean():.1%} IDC, {called:.1%} called IDC "
-        f"at the threshold {threshold:.3f}, {correct:.1%} correct. The white line encloses what is "
-        "labelled IDC. Errors along it are mostly a matter of where it was drawn; look for bright "
-        "areas away from it, and for what the tissue shows there."
+        f"{len(predictions):,} patches, {called:.1%} called IDC at the threshold {threshold:.3f}"
+        f"{of_these}, {(known['true'] == 1).mean():.1%} labelled IDC, {correct:.1%} correct. The "
+        "white line encloses what is labelled IDC. Errors along it are mostly a matter of where it "
+        "was drawn; look for bright areas away from it, and for what the tissue shows there."
     )
 
 

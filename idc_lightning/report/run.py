@@ -4,11 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from idc_lightning.config import ReportConfig
 from idc_lightning.data.store import Store
-from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.style import Picture
 from idc_lightning.report.page import Section, write_report
 from idc_lightning.report.sections import (
@@ -46,20 +43,6 @@ class Judged:
     card: Mapping[str, str]
     notes: Sequence[str]
     training: Sequence[Picture]
-
-
-def check_patients(config: ReportConfig, patches: pd.DataFrame) -> None:
-    """Stop if a patient shall be drawn who isn't there.
-
-    Raises:
-        IDCError: Naming the patients.
-    """
-    known = set(patches["patient_id"])
-    unknown = [name for name in config.patients or () if name not in known]
-    if unknown:
-        raise IDCError(
-            f"report.patients names {listed(unknown)}, but the data has no such patients"
-        )
 
 
 def write_run_report(folder: Path, judged: Judged, config: ReportConfig) -> list[Picture]:

@@ -1,11 +1,14 @@
 """Parts of reports of predictions; each draws its figures and says what to look for."""
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from idc_lightning.config import ReportConfig
 from idc_lightning.data.store import Store
+from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.judgement import (
     draw_confusion,
     draw_patient_f1,
@@ -64,6 +67,9 @@ def numbers(judgement: Judgement) -> Section:
         means = judgement.means[split]
         others[f"{split} by patient"] = [_mean(means.get(name)) for name in compared]
     labels = {"metric": list(LABELS.values())}
+    chosen_on_dev = ""
+    if "dev" in judgement.metrics:
+        chosen_on_dev = "Epoch and temperature were chosen on dev, so its values are too good. "
     return Section(
         "Results",
         "F1, precision and recall are of the IDC class. Patches of one patient are not "
@@ -73,8 +79,8 @@ def numbers(judgement: Judgement) -> Section:
         [
             DataTable(
                 f"All patches, at the threshold {threshold:.3f}",
-                "Value with its interval. Epoch, temperature and threshold were chosen on dev, so "
-                "its values are too good. Brier score and calibration error: lower is better.",
+                f"Value with its interval. {chosen_on_dev}Brier score and calibration error: lower "
+                "is better.",
                 pd.DataFrame(labels | intervals),
             ),
             DataTable(
@@ -203,7 +209,7 @@ def landscapes(
     microns: float,
     threshold: float,
 ) -> list[Picture]:
-    """Draw the landscapes of patients, in this order.
+    """Draw the landscapes of patients, in this order, as far as they can be drawn.
 
     Args:
         figures: Folder of the pictures.
@@ -218,7 +224,9 @@ def landscapes(
     pictures = []
     for patient in patients:
         patches = rows.get_group(patient)
-        slide = Slide(patient, patches["x"].to_numpy(), patches["y"].to_numpy(), microns)
+        slide = slide_of(patient, patches, microns)
+        if not slide.drawable:
+            continue
         pictures.append(
             draw_landscape(
                 figures / f"{prefix}_{safe_name(patient)}.png",
@@ -237,6 +245,41 @@ def statements(title: str, values: Mapping[str, str]) -> Section:
     return Section(title, "", [DataTable(title, "", rows)])
 
 
+def check_patients(config: ReportConfig, patches: pd.DataFrame) -> None:
+    """Stop if a patient shall be drawn who isn't there.
+
+    Args:
+        config: Whom to draw.
+        patches: The patches of the data, with patient_id.
+
+    Raises:
+        IDCError: Naming the patients, with names like theirs.
+    """
+    known = patches["patient_id"].unique().tolist()
+    unknown = [name for name in dict.fromkeys(config.patients or ()) if name not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {listed(known)}"
+        raise IDCError(f"report.patients: the data has no patient {listed(unknown)}; {hint}")
+
+
 def chosen(names: Iterable[str], wanted: Sequence[str] | None) -> list[str]:
     """Those patients of a list who shall be drawn; None wants all."""
     return [name for name in names if wanted is None or name in wanted]
+
+
+def slide_of(patient: str, patches: pd.DataFrame, microns: float) -> Slide:
+    """Where the patches of a patient lie; they have x and y."""
+    return Slide(patient, patches["x"].to_numpy(), patches["y"].to_numpy(), microns)
+
+
+def too_scattered(patches: pd.DataFrame, microns: float) -> list[str]:
+    """A line on patients whose patches can't be put together to a picture, if there are any."""
+    names = [
+        str(name)
+        for name, rows in patches.groupby("patient_id")
+        if not slide_of(str(name), rows, microns).drawable
+    ]
+    if not names:
+        return []
+    return [f"not drawn, since their patches lie too far apart: patients {listed(names)}"]
