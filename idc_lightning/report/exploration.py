@@ -166,10 +166,10 @@ def splits(explored: Explored, figures: Path) -> Section:
             DataTable(
                 "Splits compared",
                 "IDC is the share among all patches of a split, by patient the mean of its "
-                "patients' shares, patches each the mean number of patches of a patient. Δ is the difference "
-                "from all patients together: of shares as share minus share (0.02 is two "
-                "percentage points), of patches as a part of the whole's. The nearer to 0, the "
-                "more alike the splits are.",
+                "patients' shares, patches each the mean number of patches of a patient. Δ is the "
+                "difference from all patients together: of shares as share minus share (0.02 is "
+                "two percentage points), of patches as a part of the whole's. The nearer to 0, "
+                "the more alike the splits are.",
                 compare_splits(explored.store.table).rename(columns=HEADINGS),
             ),
         ],
