@@ -149,6 +149,10 @@ class IDCClassifier(lightning.LightningModule):
         for batch in self.data.train_dataloader():
             yield as_float(batch["image"].to(self.device))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep in mind in which precision the run computes, so that it can be judged alike."""
+        checkpoint["precision"] = str(self.trainer.precision)
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits float32 [B, g, g, 2] of images, float [B, 3, 50g, 50g] in 0 to 1."""
         logits: Tensor = self.network(image)

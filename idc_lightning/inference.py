@@ -7,53 +7,68 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from idc_lightning.classifier import IDCClassifier
 from idc_lightning.config import HardwareConfig
 from idc_lightning.data.batches import Batch, Crops, loader
 from idc_lightning.data.datamodule import as_float
 from idc_lightning.data.store import Store
+from idc_lightning.errors import IDCError
 from idc_lightning.progress import watched
+from idc_lightning.runs import Run
 from idc_lightning.trainer import resolve_accelerator, resolve_precision
+
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What each precision computes in where that is safe; all others in float32."""
 
 
 def predict_logits(
-    classifier: IDCClassifier,
-    store: Store,
-    rows: npt.NDArray[np.int64],
-    hardware: HardwareConfig,
-    *,
-    batch_size: int,
+    run: Run, store: Store, rows: npt.NDArray[np.int64], hardware: HardwareConfig
 ) -> Tensor:
-    """Compute the logits of patches.
+    """Compute the logits of patches, in batches as large as the run's own.
 
     Args:
-        classifier: In evaluation mode.
+        run: Its classifier is taken.
         store: Pixels and table.
         rows: Row numbers of the patches [n].
-        hardware: Where and in which precision, as for training.
-        batch_size: Patches at a time.
+        hardware: Where and in which precision; ``"auto"`` is the run's own precision.
 
     Returns:
         Float32 [n, 2], on the CPU.
 
     Raises:
-        IDCError: If the hardware lacks what is asked for.
+        IDCError: If the hardware lacks what is asked for, or logits aren't finite.
     """
     accelerator = resolve_accelerator(hardware)
-    precision = resolve_precision(hardware, accelerator)
     device = torch.device("cuda" if accelerator == "gpu" else "cpu")
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    dtype = MIXED.get(precision_of(run, hardware, accelerator))
     batches: Iterable[Batch] = loader(
         Crops(store, rows.reshape(-1, 1, 1)),
-        batch_size=batch_size,
+        batch_size=run.data.eval_batch_size,
         workers=0,
         pin_memory=device.type == "cuda",
     )
-    classifier.to(device)
-    number = -(-len(rows) // batch_size)
+    classifier = run.classifier.to(device)
+    number = -(-len(rows) // run.data.eval_batch_size)
     found = []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in watched(batches, "predicting", total=number):
             image = as_float(batch["image"].to(device, non_blocking=True))
             found.append(classifier(image).flatten(0, -2).cpu())
-    return torch.cat(found)
+    logits = torch.cat(found)
+    if not bool(torch.isfinite(logits).all()):
+        raise IDCError(f"logits are not finite: the weights in {run.checkpoint} can't be used")
+    return logits
+
+
+def precision_of(run: Run, hardware: HardwareConfig, accelerator: str) -> str:
+    """In which precision is computed: what is asked for, else the run's own, so that it agrees.
+
+    Raises:
+        IDCError: If the hardware doesn't compute in what is asked for.
+    """
+    if hardware.precision != "auto" or run.precision is None:
+        return resolve_precision(hardware, accelerator)
+    own = HardwareConfig.model_validate({**hardware.model_dump(), "precision": run.precision})
+    try:
+        return resolve_precision(own, accelerator)
+    except IDCError:  # trained on other hardware
+        return "32-true"

@@ -1,17 +1,22 @@
 """A finished run read back from its checkpoint: the network, its data and its patients' splits."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from pydantic import BaseModel
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
-from idc_lightning.config import AnyData, parse
+from idc_lightning.config import AnyData, Seed, parse
 from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.split import NAMES
 from idc_lightning.errors import IDCError
 from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.results.judgement import Decision
+
+UNDECIDED = Decision(temperature=1.0, threshold=0.5)
+"""What checkpoints hold before temperature and threshold are fitted."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Run:
         data: The data that it was trained on.
         splits: ``"train"``, ``"dev"`` or ``"test"`` by patient_id.
         seed: The run's seed.
+        monitor: The metric by which its best epoch was taken, such as ``"dev/f1"``.
+        precision: In which it computed, such as ``"32-true"``; None if the checkpoint doesn't say.
     """
 
     checkpoint: Path
@@ -33,6 +40,44 @@ class Run:
     data: AnyData
     splits: pd.Series
     seed: int
+    monitor: str
+    precision: str | None
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return self.checkpoint.stem if self.folder is None else self.folder.name
+
+    @property
+    def decision(self) -> Decision:
+        """Temperature and threshold that were found on its dev patients."""
+        return Decision(self.classifier.temperature, self.classifier.threshold)
+
+    def patients(self) -> dict[str, int]:
+        """Number of its patients by split."""
+        counts = self.splits.value_counts()
+        return {name: int(counts.get(name, 0)) for name in NAMES}
+
+    def notes(self) -> list[str]:
+        """One line on each thing that a finished run has and this one lacks."""
+        notes = []
+        if self.folder is not None and (self.folder / "error.txt").is_file():
+            notes.append(f"the run {self.folder.name} failed, its error.txt says why")
+        if self.decision == UNDECIDED:
+            notes.append(
+                f"{self.checkpoint.name} holds no temperature and threshold fitted on dev, as the "
+                "best.ckpt of a finished run does: its probabilities aren't calibrated, and its "
+                "own threshold is 0.5"
+            )
+        return notes
+
+
+class _Memory(BaseModel):
+    """What `IDCDataModule.state_dict` leaves in a checkpoint, as far as it is needed."""
+
+    data: AnyData
+    splits: dict[str, Literal["train", "dev", "test"]]
+    seed: Seed
 
 
 def read_run(path: Path) -> Run:
@@ -44,25 +89,35 @@ def read_run(path: Path) -> Run:
     Raises:
         IDCError: If there is no checkpoint, or it isn't of this project.
     """
-    path = path.expanduser()
-    checkpoint = _checkpoint(path)
+    checkpoint = _checkpoint(path.expanduser()).resolve()
     classifier = load_classifier(checkpoint)
-    state = read_checkpoint(checkpoint).get(IDCDataModule.__qualname__)
-    if not isinstance(state, Mapping) or not {"data", "splits", "seed"} <= set(state):
+    content = read_checkpoint(checkpoint)
+    try:
+        memory: _Memory = parse(_Memory, content.get(IDCDataModule.__qualname__), "")
+        monitor = _monitor(content)
+    except (IDCError, LookupError, AttributeError, TypeError) as error:
         raise IDCError(
-            f"{checkpoint} doesn't say which patients it was trained on: it was written by an "
-            "older version; train again"
-        )
+            f"{checkpoint} doesn't say on which patients it was trained, or in another way than "
+            "this version writes it: train again"
+        ) from error
     inside = checkpoint.parent.name == "checkpoints"
-    data: Any = parse(AnyData, state["data"], "data")
     return Run(
         checkpoint=checkpoint,
         folder=checkpoint.parent.parent if inside else None,
         classifier=classifier,
-        data=data,
-        splits=pd.Series(dict(state["splits"]), name="split").rename_axis("patient_id"),
-        seed=int(state["seed"]),
+        data=memory.data,
+        splits=pd.Series(memory.splits, name="split", dtype=object).rename_axis("patient_id"),
+        seed=memory.seed,
+        monitor=monitor,
+        precision=content.get("precision"),
     )
+
+
+def _monitor(content: dict[str, Any]) -> str:
+    """The metric that Lightning's callback says it has watched."""
+    callbacks = content["callbacks"].values()
+    found = [callback["monitor"] for callback in callbacks if "best_model_path" in callback]
+    return str(found[0])
 
 
 def _checkpoint(path: Path) -> Path:

@@ -32,7 +32,12 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         Statements by their names.
     """
     config = model.model_config
-    state = "frozen" if config.freeze_backbone else "learning"
+    synthetic = isinstance(data, DemoDataConfig) and data.root is None
+    origin = {"none": "random weights", "imagenet": "ImageNet weights"}
+    begins = origin.get(config.weights, f"weights of {config.weights}")
+    learns = "and only the head learned" if config.freeze_backbone else "all of it learned"
+    # Two schedulers set the optimizer's rate themselves.
+    idle = {"lr"} if model.scheduler_config.name in ("cyclic", "onecycle") else set()
     hidden = "-".join(map(str, config.head.hidden)) or "none"
     counts = ", ".join(f"{count} {split}" for split, count in patients.items())
     return {
@@ -41,18 +46,18 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         "Input": f"Patches of 50x50 px RGB, about {data.microns_per_pixel:g} µm a pixel; smaller "
         f"ones at the edge of the tissue: {data.edge_patches}.",
         "Output": "Probability of invasive ductal carcinoma (IDC) in the patch.",
-        "Network": f"{config.backbone} ({config.weights} weights, {state}), hidden layers of the "
-        f"head {hidden}, dropout {config.head.dropout:g}.",
+        "Network": f"{config.backbone}, began with {begins}, {learns}; hidden layers of the head "
+        f"{hidden}, dropout {config.head.dropout:g}.",
         "Loss": f"Cross-entropy, class weights {config.loss.class_weights}, label smoothing "
         f"{config.loss.label_smoothing:g}.",
-        "Optimizer": _spelt(model.optimizer_config.model_dump()),
+        "Optimizer": _spelt(model.optimizer_config.model_dump(exclude=idle)),
         "Learning rate": _spelt(model.scheduler_config.model_dump()),
         "Data": "Synthetic demo tissue."
-        if isinstance(data, DemoDataConfig) and data.root is None
+        if synthetic
         else "Patches in the layout of the public data set Breast Histopathology Images.",
         "Patients": f"{counts}. It must not be judged on its train patients, and dev was used to "
         "choose epoch, temperature and threshold.",
-        "Known limits": SYNTHETIC if isinstance(data, DemoDataConfig) else LIMITS,
+        "Known limits": SYNTHETIC if synthetic else LIMITS,
     }
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from idc_lightning.config import AgainResultsConfig, ResultsConfig
+from idc_lightning.config import AgainResultsConfig, JudgeConfig, ResultsConfig
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
 from idc_lightning.metrics import idc_probability
@@ -134,7 +134,7 @@ class Judgement:
 def judge_splits(
     predictions: Mapping[str, pd.DataFrame],
     decision: Decision,
-    config: ResultsConfig,
+    config: JudgeConfig,
     *,
     seed: int,
 ) -> Judgement:

@@ -25,8 +25,8 @@ def predictions_table(
         threshold: Probability from which a patch counts as IDC.
 
     Returns:
-        Rows in the order of ``patches``, indexed by their numbers: patient_id, x, y (pixels, from 1), true (0 healthy, 1 IDC,
-        -1 unknown), predicted (0 or 1), proba (of IDC, 0 to 1).
+        Rows in the order of ``patches``, indexed by their numbers there: patient_id, x, y (pixels,
+        from 1), true (0 healthy, 1 IDC, -1 unknown), predicted (0 or 1), proba (of IDC, 0 to 1).
     """
     rows, first = np.unique(cells.numpy(), return_index=True)
     probability = idc_probability(logits.float() / temperature).numpy()[first].astype(np.float64)

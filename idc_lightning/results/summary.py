@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from idc_lightning import __version__
-from idc_lightning.config import ResultsConfig
+from idc_lightning.config import JudgeConfig
 from idc_lightning.files import write_text
 from idc_lightning.results.bootstrap import Interval, bootstrap_metrics
 from idc_lightning.results.calibration import expected_calibration_error
@@ -45,7 +45,7 @@ Metrics = dict[str, Interval]
 
 
 def judge(
-    predictions: pd.DataFrame, threshold: float, config: ResultsConfig, *, seed: int
+    predictions: pd.DataFrame, threshold: float, config: JudgeConfig, *, seed: int
 ) -> Metrics:
     """Metrics of a table of predictions, with intervals over its patients.
 
@@ -173,8 +173,10 @@ def called_table(patients: pd.DataFrame, threshold: float) -> Table:
     for name in ("patches", "called IDC", "mean probability"):
         table.add_column(name, justify="right")
     for row in patients.head(PRINTED).itertuples():
-        name = Text(str(row.patient_id))  # brackets in it are no markup
-        table.add_row(name, f"{row.patches:,}", f"{row.called_idc:.1%}", f"{row.probability:.3f}")
+        patient = Text(str(row.patient_id))  # brackets in it are no markup
+        table.add_row(
+            patient, f"{row.patches:,}", f"{row.called_idc:.1%}", f"{row.probability:.3f}"
+        )
     if len(patients) > PRINTED:
         table.caption = f"and {len(patients) - PRINTED:,} more patients, see predictions.csv"
     return table
