@@ -23,14 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from idc_lightning.conf_folder import conf_folder, describe
-from idc_lightning.config import (
-    AnyCommand,
-    CommandConfig,
-    Config,
-    EvaluateConfig,
-    PredictConfig,
-    read_config,
-)
+from idc_lightning.config import AnyCommand, CommandConfig, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
 
@@ -102,7 +95,7 @@ def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyC
             fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
         try:
             config = read_config(cfg, schema)
-            refuse_idle(config, HydraConfig.get().overrides.task)
+            _refuse_idle(config, HydraConfig.get().overrides.task)
             command(config, folder)
         except IDCError as error:
             _set_aside(folder, str(error))
@@ -148,34 +141,11 @@ def fail(error: IDCError) -> NoReturn:
     sys.exit(1)
 
 
-def refuse_idle(config: CommandConfig, overrides: Sequence[str]) -> None:
-    """Stop if a value was typed that nothing would use, given the others.
-
-    Raises:
-        IDCError: Naming the value, and the one that it needs.
-    """
-    typed = {override.partition("=")[0].lstrip("+") for override in overrides}
-    if isinstance(config, Config | EvaluateConfig | PredictConfig):
-        rule = config.results.threshold
-        if "results.sensitivity" in typed and rule != "sensitivity":
-            raise IDCError(
-                "results.sensitivity has no effect, since results.threshold="
-                f"{'null' if rule is None else rule}: add results.threshold=sensitivity"
-            )
-    if isinstance(config, EvaluateConfig) and config.data.root is None:
-        idle = sorted(typed & {"data.on_broken", "data.on_conflict"})
-        if idle:
-            raise IDCError(
-                f"{idle[0]} has no effect, since the run's own data is read as it was in training: "
-                "give the data by data.root=<folder>"
-            )
-    if isinstance(config, Config):
-        scheduler = config.scheduler.name
-        if "optimizer.lr" in typed and scheduler in ("cyclic", "onecycle"):
-            raise IDCError(
-                f"optimizer.lr has no effect, since scheduler={scheduler} sets the rate: give "
-                "scheduler.max_lr, or take scheduler=cosine or scheduler=none"
-            )
+def _refuse_idle(config: CommandConfig, overrides: Sequence[str]) -> None:
+    """Stop if a value was typed that nothing would use."""
+    idle = config.idle({override.partition("=")[0].lstrip("+") for override in overrides})
+    if idle is not None:
+        raise IDCError(idle)
 
 
 def _set_aside(folder: Path, reason: str) -> None:

@@ -8,6 +8,7 @@ that a run uses can be read in ``conf/`` and in the run folder's ``.hydra/config
 import hashlib
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -343,6 +344,16 @@ AnyScheduler = Annotated[
 ]
 
 
+def _idle_sensitivity(rule: Rule | None, typed: AbstractSet[str]) -> str | None:
+    """A line on a sensitivity that the rule of the threshold doesn't use."""
+    if "results.sensitivity" not in typed or rule == "sensitivity":
+        return None
+    return (
+        f"results.sensitivity has no effect, since results.threshold={_shown(rule)}: add "
+        "results.threshold=sensitivity"
+    )
+
+
 class CommandConfig(Section):
     """All that a command takes.
 
@@ -354,6 +365,14 @@ class CommandConfig(Section):
     command: ClassVar[str]
 
     cache: Path
+
+    def idle(self, typed: AbstractSet[str]) -> str | None:
+        """What is wrong with a key that was typed if nothing would use its value; None if all are.
+
+        Args:
+            typed: Keys of the command line, e.g. ``{"optimizer.lr"}``.
+        """
+        return None
 
 
 class Config(CommandConfig):
@@ -372,6 +391,22 @@ class Config(CommandConfig):
     results: ResultsConfig
     report: ReportConfig
     seed: Seed
+
+    def idle(self, typed: AbstractSet[str]) -> str | None:
+        """As `CommandConfig.idle`."""
+        scheduler, search = self.scheduler.name, self.callbacks.lr_range_test
+        if "optimizer.lr" in typed and scheduler in ("cyclic", "onecycle"):
+            return (
+                f"optimizer.lr has no effect, since scheduler={scheduler} sets the rate: give "
+                "scheduler.max_lr, or take scheduler=cosine or scheduler=none"
+            )
+        rates = sorted(typed & {"optimizer.lr", "scheduler.base_lr", "scheduler.max_lr"})
+        if rates and search is not None and search.apply:
+            return (
+                f"{rates[0]} has no effect, since the range test replaces it: leave it out, or add "
+                "callbacks.lr_range_test.apply=false"
+            )
+        return _idle_sensitivity(self.results.threshold, typed)
 
     def deciding_values(self) -> dict[str, Any]:
         """The values that can change a result, as plain ones.
@@ -417,6 +452,16 @@ class EvaluateConfig(CommandConfig):
     report: ReportConfig
     trainer: HardwareConfig
 
+    def idle(self, typed: AbstractSet[str]) -> str | None:
+        """As `CommandConfig.idle`."""
+        unread = sorted(typed & {"data.on_broken", "data.on_conflict"})
+        if unread and self.data.root is None:
+            return (
+                f"{unread[0]} has no effect, since the run's own data is read as it was in "
+                "training: give other data by data.root=<folder>"
+            )
+        return _idle_sensitivity(self.results.threshold, typed)
+
 
 class PredictConfig(CommandConfig):
     """What `idc-predict` takes."""
@@ -429,6 +474,10 @@ class PredictConfig(CommandConfig):
     results: AgainResultsConfig
     report: ReportConfig
     trainer: HardwareConfig
+
+    def idle(self, typed: AbstractSet[str]) -> str | None:
+        """As `CommandConfig.idle`."""
+        return _idle_sensitivity(self.results.threshold, typed)
 
 
 AnyCommand = TypeVar("AnyCommand", bound=CommandConfig)

@@ -65,7 +65,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     check_patients(config.report, data.table)
     out.print(data_table(data.summary()))
     for note in data.notes():
-        out.print(note, highlight=False)
+        out.print(note, highlight=False, markup=False)
     write_splits(data.splits, folder / "splits.csv")
 
     trainer.fit(model, datamodule=data, weights_only=True)
@@ -93,7 +93,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         out.print(trainer.profiler.summary(), highlight=False)  # type: ignore[attr-defined]
     out.print(metrics_table(judgement.metrics, decision.threshold, config.results.confidence))
     out.print(comparison_table(judgement.at_half, judgement.means, decision.threshold))
-    out.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    out.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
     return results
 
 

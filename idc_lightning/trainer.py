@@ -71,7 +71,8 @@ def resolve_accelerator(config: HardwareConfig) -> str:
     present = torch.cuda.is_available()
     if config.accelerator == "gpu" and not present:
         raise IDCError(
-            "trainer.accelerator=gpu, but no CUDA GPU is present: take trainer=cpu or trainer=auto"
+            "trainer.accelerator=gpu, but no CUDA GPU is present: take trainer.accelerator=cpu or "
+            "trainer.accelerator=auto"
         )
     return "gpu" if present and config.accelerator != "cpu" else "cpu"
 

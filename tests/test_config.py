@@ -184,7 +184,7 @@ def test_the_notebooks_experiment() -> None:
         ("~trainer.epochs", "trainer.epochs is missing"),
         ("~optimizer.lr", "optimizer.lr is missing"),
         ("~data.name", "data.name is missing"),
-        ("trainer.epochs=???", "trainer.epochs: Missing mandatory value"),
+        ("trainer.epochs=???", "trainer.epochs is missing: idc-train "),
         ("seed=${sed}", "seed: Interpolation key 'sed' not found"),
         # values that don't exist
         ("optimizer.name=sdg", "optimizer.name=sdg should be one of 'sgd', 'adamw'"),
@@ -367,3 +367,27 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert config_of().cache == Path("/somewhere/else")
     monkeypatch.delenv("IDC_CACHE")
     assert config_of().cache.expanduser() == Path.home() / ".cache" / "idc_lightning"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "typed", "idle"),
+    [
+        ([], "scheduler.max_lr", None),
+        ([], "optimizer.lr", "scheduler=onecycle sets the rate"),
+        (["scheduler=cosine"], "optimizer.lr", None),
+        (["scheduler=cosine", "callbacks=lr_range_test"], "optimizer.lr", "the range test"),
+        (["scheduler=cyclic", "callbacks=lr_range_test"], "scheduler.base_lr", "the range test"),
+        (
+            ["callbacks=lr_range_test", "callbacks.lr_range_test.apply=false"],
+            "scheduler.max_lr",
+            None,
+        ),
+        ([], "results.sensitivity", "results.threshold=max_f1: add results.threshold=sensitivity"),
+        (["results.threshold=sensitivity"], "results.sensitivity", None),
+    ],
+)
+def test_a_value_that_nothing_uses_is_named(
+    overrides: list[str], typed: str, idle: str | None
+) -> None:
+    found = config_of(*overrides).idle({typed, "seed"})
+    assert found is None if idle is None else found is not None and idle in found

@@ -176,6 +176,11 @@ def test_a_split_file_that_does_not_fit(
         (["callbacks.checkpoint.monitor=dev/F1"], "callbacks.checkpoint.monitor=dev/F1"),
         (["model.head.dropout"], "model.head.dropout"),
         (["optimizer.lr=0.1"], "optimizer.lr has no effect, since scheduler=onecycle"),
+        (["results.sensitivity=0.8"], "results.sensitivity has no effect"),
+        (
+            ["callbacks=lr_range_test", "scheduler.max_lr=0.1"],
+            "scheduler.max_lr has no effect, since the range test replaces it",
+        ),
         (["trainer=null"], "must be a string or a list"),
         (["data.augment={"], "can't read the override data.augment={: "),
         (["data=idc", "data.root=a(1).zip"], "need quotes within quotes"),

@@ -127,7 +127,9 @@ def test_accelerator_is_a_gpu_where_there_is_one(
 
 def test_an_absent_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, gpus=0)
-    with told("trainer.accelerator=gpu, but no CUDA GPU is present", "take trainer=cpu"):
+    with told(
+        "trainer.accelerator=gpu, but no CUDA GPU is present", "take trainer.accelerator=cpu"
+    ):
         resolve_accelerator(hardware("gpu"))
 
 
