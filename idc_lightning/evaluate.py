@@ -100,7 +100,7 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
         table = table[table["split"].notna()].reset_index(drop=True)
     else:
         check_size(index.root, table)
-        table["split"] = table["split"].fillna("new")
+        table["split"] = table["split"].astype(object).fillna("new")
     if data.sample is not None:
         table = sample_patches(table, data.sample, seed=run.seed)
     judged = table[table["split"] != "train"].reset_index(drop=True)

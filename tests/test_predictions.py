@@ -40,7 +40,7 @@ def test_rows_are_joined_by_number_and_come_in_the_tables_order(patches: pd.Data
     assert table["true"].tolist() == [0, 1, 1]
     assert table["predicted"].tolist() == [0, 0, 1]
     assert table["proba"].tolist() == pytest.approx([0.2, 0.4, 0.9])
-    assert table.index.tolist() == [0, 1, 2]
+    assert table.index.tolist() == [0, 3, 4]
 
 
 def test_a_patch_that_comes_again_is_left_out(patches: pd.DataFrame) -> None:
