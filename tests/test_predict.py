@@ -76,7 +76,7 @@ def test_normalisation_and_temperature_are_those_of_the_checkpoint(
     model = load_classifier(run / "checkpoints" / "best.ckpt")
     row = found.iloc[3]
     pixels = read_patch(new / f"9_idx5_x{row.x}_y{row.y}.png")
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         logits = model(image).flatten(0, -2)
     proba = float(idc_probability(logits / model.temperature)[0])
