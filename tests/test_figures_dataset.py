@@ -15,9 +15,8 @@ import idc_lightning.figures.dataset as dataset
 import idc_lightning.figures.patches as patches
 from idc_lightning.data.grid import PATCH
 from idc_lightning.figures.dataset import draw_overview, draw_splits
-from idc_lightning.figures.patches import draw_augmentation, draw_gallery
+from idc_lightning.figures.patches import Gallery, Tile, draw_augmentation, draw_gallery
 from idc_lightning.figures.style import drawing
-from idc_lightning.report.page import Gallery, Tile
 
 Drawn = Callable[[], list[Axes]]
 

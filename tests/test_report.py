@@ -18,8 +18,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from idc_lightning.errors import IDCError
+from idc_lightning.figures.patches import Gallery, Tile
 from idc_lightning.figures.style import IDC, Picture, drawing
-from idc_lightning.report.page import PURPOSE, DataTable, Gallery, Section, Tile, write_report
+from idc_lightning.report.page import PURPOSE, DataTable, Section, write_report
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 VOID = {"meta", "link", "img"}

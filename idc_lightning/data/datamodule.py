@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from idc_lightning.config import AnyData, AnySplit
 from idc_lightning.data.augment import augment
 from idc_lightning.data.batches import Batch, Crops, loader
+from idc_lightning.data.grid import CLASSES
 from idc_lightning.data.index import Index, read_index
 from idc_lightning.data.sample import sample_patches
 from idc_lightning.data.source import Source, find_source
@@ -30,8 +31,6 @@ from idc_lightning.data.split import (
 )
 from idc_lightning.data.store import Store, decode
 from idc_lightning.errors import IDCError
-
-CLASSES = ("healthy", "IDC")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ FILE_NAME = re.compile(
 A patient, a position and a class have one name only, so numbers have no leading zeros.
 """
 
+CLASSES = ("healthy", "IDC")
+"""Names of the labels 0 and 1."""
+
 NO_CELL = -1
 """Row number that stands for a place without a patch."""
 

@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from idc_lightning.data.grid import CLASSES
 from idc_lightning.data.split import NAMES
 from idc_lightning.figures.style import CLASS_COLOURS, IDC, SPLIT_COLOURS, Picture, drawing
 
 Floats = npt.NDArray[np.float64]
 
-CLASSES = ("healthy", "IDC")
 GREY = "#555555"
 BARS = 20
 """Bars of a histogram, at most."""

@@ -21,7 +21,7 @@ from matplotlib.transforms import Bbox, BboxBase
 from scipy.special import expit, logit
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from idc_lightning.data.grid import PATCH
+from idc_lightning.data.grid import CLASSES, PATCH
 from idc_lightning.figures.style import (
     CLASS_COLOURS,
     HEALTHY,
@@ -41,7 +41,6 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Predictions = Mapping[str, pd.DataFrame]
 
-CLASSES = ("healthy", "IDC")
 GREY = "#555555"
 MARKERS = {"dev": "o", "test": "D", "new": "s"}
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", HEALTHY])

@@ -1,6 +1,7 @@
 """Patches beside one another, magnified: galleries, and what augmentation makes of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from matplotlib.axes import Axes
 
 from idc_lightning.data.grid import PATCH
 from idc_lightning.figures.style import DPI, Picture, drawing
-from idc_lightning.report.page import Gallery
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -24,6 +24,34 @@ ACROSS = 10
 
 LONG = 15
 """Letters that fit below a patch."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A patch of a gallery.
+
+    Attributes:
+        pixels: Uint8 [50, 50, 3].
+        lines: What stands below it.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Patches beside one another.
+
+    Attributes:
+        title: What it shows, in a few words.
+        caption: What to look for.
+        tiles: The patches.
+    """
+
+    title: str
+    caption: str
+    tiles: Sequence[Tile]
 
 
 def draw_gallery(path: Path, gallery: Gallery) -> Picture:

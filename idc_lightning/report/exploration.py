@@ -11,18 +11,18 @@ import torch
 
 from idc_lightning.config import AugmentConfig, ExploreConfig
 from idc_lightning.data.augment import augment
-from idc_lightning.data.datamodule import CLASSES, as_float
-from idc_lightning.data.grid import PATCH
+from idc_lightning.data.datamodule import as_float
+from idc_lightning.data.grid import CLASSES, PATCH
 from idc_lightning.data.health import DUPLICATES, summarise
 from idc_lightning.data.sample import draw_evenly
 from idc_lightning.data.split import NAMES, compare_splits
 from idc_lightning.data.store import Store, read_patch
 from idc_lightning.figures.dataset import draw_overview, draw_splits
-from idc_lightning.figures.patches import draw_augmentation, draw_gallery
+from idc_lightning.figures.patches import Gallery, Tile, draw_augmentation, draw_gallery
 from idc_lightning.figures.tissue import Slide, draw_target_maps, draw_tissue_pair
 from idc_lightning.files import safe_name
 from idc_lightning.progress import watched
-from idc_lightning.report.page import DataTable, Gallery, Section, Tile, write_report
+from idc_lightning.report.page import DataTable, Section, write_report
 from idc_lightning.report.sections import slide_of
 
 Rows = npt.NDArray[np.int64]

@@ -14,12 +14,12 @@ from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from idc_lightning.errors import IDCError
+from idc_lightning.figures.patches import Gallery, Tile
 from idc_lightning.figures.style import Picture
 from idc_lightning.files import replaced
 
@@ -50,34 +50,6 @@ class DataTable:
     title: str
     caption: str
     rows: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A patch of a gallery.
-
-    Attributes:
-        pixels: Uint8 [50, 50, 3].
-        lines: What stands below it.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Patches beside one another.
-
-    Attributes:
-        title: What it shows, in a few words.
-        caption: What to look for.
-        tiles: The patches.
-    """
-
-    title: str
-    caption: str
-    tiles: Sequence[Tile]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from idc_lightning.figures.judgement import (
     draw_ranking,
     draw_reliability,
 )
-from idc_lightning.figures.patches import draw_gallery
+from idc_lightning.figures.patches import Gallery, Tile, draw_gallery
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide, draw_landscape
 from idc_lightning.files import safe_name
-from idc_lightning.report.page import DataTable, Gallery, Section, Tile
+from idc_lightning.report.page import DataTable, Section
 from idc_lightning.results.bootstrap import Interval
 from idc_lightning.results.judgement import Judgement
 from idc_lightning.results.patients import Mean

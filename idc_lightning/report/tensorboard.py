@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from idc_lightning.data.grid import CLASSES
 from idc_lightning.figures.style import Picture
 from idc_lightning.results.judgement import Judgement
 
@@ -26,7 +27,7 @@ def log_judgement(writer: SummaryWriter, judgement: Judgement, *, step: int) -> 
         true = torch.from_numpy(table["true"].to_numpy(copy=True))
         proba = torch.from_numpy(table["proba"].to_numpy(copy=True))
         writer.add_pr_curve(f"{split}/precision_recall", true, proba, step, THRESHOLDS)
-        for target, name in enumerate(("healthy", "IDC")):
+        for target, name in enumerate(CLASSES):
             if (true == target).any():
                 tag = f"{split}/probability_of_{name}_patches"
                 writer.add_histogram(tag, proba[true == target], step, bins="fd")
