@@ -1,6 +1,7 @@
 """The LightningModule: one step for train, dev and test, around network, loss and metrics."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from idc_lightning.config import AnyOptimizer, AnyScheduler, CosineConfig, Model
 from idc_lightning.data.batches import Batch
 from idc_lightning.data.datamodule import IDCDataModule, as_float
 from idc_lightning.data.grid import NO_CELL, NO_LABEL
+from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.errors import IDCError
 from idc_lightning.files import replaced
 from idc_lightning.metrics import idc_probability, patch_metrics
@@ -33,10 +35,8 @@ class IDCClassifier(lightning.LightningModule):
         model: Backbone, head and loss; a section of the configuration or its plain values.
         optimizer: Likewise.
         scheduler: Likewise.
-        temperature: What logits are divided by before they become probabilities; fitted on dev
-            after training.
-        threshold: Probability from which a patch counts as IDC; chosen on dev after training. The
-            metrics of epochs are those at 0.5.
+        decision: How logits are turned to calls, as plain values of a `Decision`; None before it
+            is fitted, when the metrics of epochs are computed.
 
     Attributes:
         outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
@@ -53,8 +53,7 @@ class IDCClassifier(lightning.LightningModule):
         model: ModelConfig | Mapping[str, Any],
         optimizer: AnyOptimizer | Mapping[str, Any],
         scheduler: AnyScheduler | Mapping[str, Any],
-        temperature: float = 1.0,
-        threshold: float = 0.5,
+        decision: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.model_config: ModelConfig = parse(ModelConfig, model, "model")
@@ -65,12 +64,9 @@ class IDCClassifier(lightning.LightningModule):
                 "model": self.model_config.model_dump(mode="json"),
                 "optimizer": self.optimizer_config.model_dump(mode="json"),
                 "scheduler": self.scheduler_config.model_dump(mode="json"),
-                "temperature": temperature,
-                "threshold": threshold,
+                "decision": None if decision is None else dict(decision),
             }
         )
-        self.temperature = temperature
-        self.threshold = threshold
         self.network = PatchNetwork(
             self.model_config.backbone,
             self.model_config.head,
@@ -116,10 +112,20 @@ class IDCClassifier(lightning.LightningModule):
             scheduler=self.scheduler_config.model_dump(mode="json"),
         )
 
-    def decide_by(self, *, temperature: float, threshold: float) -> None:
-        """Take a temperature and a threshold, found on dev."""
-        self.temperature, self.threshold = temperature, threshold
-        self.hparams.update(temperature=temperature, threshold=threshold)
+    @property
+    def decided(self) -> bool:
+        """Whether a decision was fitted."""
+        return self.hparams["decision"] is not None
+
+    @property
+    def decision(self) -> Decision:
+        """How logits are turned to calls; `UNDECIDED` before it is fitted."""
+        values = self.hparams["decision"]
+        return UNDECIDED if values is None else Decision(**values)
+
+    def decide_by(self, decision: Decision) -> None:
+        """Take a decision that was fitted on dev."""
+        self.hparams["decision"] = asdict(decision)
 
     @property
     def data(self) -> IDCDataModule:
@@ -270,14 +276,14 @@ class IDCClassifier(lightning.LightningModule):
         }
 
 
-def write_decision(checkpoint: Path, *, temperature: float, threshold: float) -> None:
-    """Give a checkpoint of `IDCClassifier` the temperature and threshold found after training.
+def write_decision(checkpoint: Path, decision: Decision) -> None:
+    """Give a checkpoint of `IDCClassifier` the decision that was fitted after training.
 
     Raises:
         IDCError: If it can't be read or written.
     """
     content = read_checkpoint(checkpoint)
-    content["hyper_parameters"].update(temperature=temperature, threshold=threshold)
+    content["hyper_parameters"]["decision"] = asdict(decision)
     with replaced(checkpoint) as partial:
         torch.save(content, partial)
 

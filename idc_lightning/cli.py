@@ -30,6 +30,7 @@ from idc_lightning.files import write_text
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
     r".*does not have many workers.*",
+    r".*You called `self.log\(.*but have no logger configured.*",
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*Checkpoint directory .* exists and is not empty.*",

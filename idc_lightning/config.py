@@ -195,11 +195,14 @@ class CyclicConfig(Section):
     max_lr: Positive
     half_cycle: Positive
     unit: Literal["epochs", "steps"]
+    cycle_momentum: tuple[Probability, Probability] | None
 
     @model_validator(mode="after")
     def _ordered(self) -> "CyclicConfig":
         if self.base_lr > self.max_lr:
             raise ValueError(f"base_lr={self.base_lr:g} is above max_lr={self.max_lr:g}")
+        if self.cycle_momentum is not None and self.cycle_momentum[0] > self.cycle_momentum[1]:
+            raise ValueError("cycle_momentum must rise from its first to its second value")
         return self
 
 
@@ -293,7 +296,6 @@ class LoggerConfig(Section):
 class JudgeConfig(Section):
     """How predictions are judged."""
 
-    sensitivity: Share
     draws: Count
     confidence: Share
 
@@ -302,12 +304,20 @@ class ResultsConfig(JudgeConfig):
     """How the numbers of results.json are made."""
 
     threshold: Rule
+    sensitivity: Share
 
 
 class AgainResultsConfig(JudgeConfig):
     """The same for a run that has a threshold already."""
 
     threshold: Rule | None
+    sensitivity: Share
+
+
+class PredictResultsConfig(JudgeConfig):
+    """The same where the run's dev patients, on whom a rule would choose, aren't there."""
+
+    threshold: Share | None
 
 
 class ReportConfig(Section):
@@ -359,12 +369,9 @@ class CommandConfig(Section):
 
     Attributes:
         command: Its name, and that of its root in ``conf/``.
-        cache: Folder for the demo tissue and unpacked archives.
     """
 
     command: ClassVar[str]
-
-    cache: Path
 
     def idle(self, typed: AbstractSet[str]) -> str | None:
         """What is wrong with a key that was typed if nothing would use its value; None if all are.
@@ -390,6 +397,7 @@ class Config(CommandConfig):
     logger: LoggerConfig
     results: ResultsConfig
     report: ReportConfig
+    cache: Path
     seed: Seed
 
     def idle(self, typed: AbstractSet[str]) -> str | None:
@@ -403,8 +411,8 @@ class Config(CommandConfig):
         rates = sorted(typed & {"optimizer.lr", "scheduler.base_lr", "scheduler.max_lr"})
         if rates and search is not None and search.apply:
             return (
-                f"{rates[0]} has no effect, since the range test replaces it: leave it out, or add "
-                "callbacks.lr_range_test.apply=false"
+                f"{rates[0]} would be replaced by the range test, unless that proposes nothing: "
+                "leave it out, or add callbacks.lr_range_test.apply=false"
             )
         return _idle_sensitivity(self.results.threshold, typed)
 
@@ -438,6 +446,7 @@ class ExploreConfig(CommandConfig):
     data: AnyData
     split: AnySplit
     report: ReportConfig
+    cache: Path
     seed: Seed
 
 
@@ -450,6 +459,7 @@ class EvaluateConfig(CommandConfig):
     data: AgainDataConfig
     results: AgainResultsConfig
     report: ReportConfig
+    cache: Path
     trainer: HardwareConfig
 
     def idle(self, typed: AbstractSet[str]) -> str | None:
@@ -471,13 +481,9 @@ class PredictConfig(CommandConfig):
     run: Place
     input: Place
     data: InputConfig
-    results: AgainResultsConfig
+    results: PredictResultsConfig
     report: ReportConfig
     trainer: HardwareConfig
-
-    def idle(self, typed: AbstractSet[str]) -> str | None:
-        """As `CommandConfig.idle`."""
-        return _idle_sensitivity(self.results.threshold, typed)
 
 
 AnyCommand = TypeVar("AnyCommand", bound=CommandConfig)

@@ -1,7 +1,6 @@
 """``idc-evaluate``: judge a finished run again, on its own data or on other tissue."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from idc_lightning.data.sample import sample_patches
 from idc_lightning.data.size import check_size
 from idc_lightning.data.source import find_source
 from idc_lightning.data.store import Store, decode
+from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.training import draw_training
 from idc_lightning.inference import predict_logits
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
-from idc_lightning.results.judgement import Decision, Judgement, decide_again, judge_splits
+from idc_lightning.results.judgement import Judgement, decide_again, judge_splits
 from idc_lightning.results.predictions import predictions_table
 from idc_lightning.results.summary import (
     comparison_table,
@@ -32,10 +32,7 @@ from idc_lightning.results.summary import (
     versions,
     write_results,
 )
-from idc_lightning.runs import Run, read_run
-
-JUDGED = ("dev", "test", "new")
-"""Splits that are judged, in this order, as far as the data has patients of them."""
+from idc_lightning.runs import JUDGED, Run, read_run
 
 
 def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
@@ -159,9 +156,7 @@ def predict_splits(
         if len(rows[split]):
             found[split] = predict_logits(run, store, rows[split], config.trainer)
     return decision, {
-        split: predictions_table(
-            store.table, torch.from_numpy(rows[split]), logits, **asdict(decision)
-        )
+        split: predictions_table(store.table, torch.from_numpy(rows[split]), logits, decision)
         for split, logits in found.items()
     }
 
@@ -183,7 +178,10 @@ def judged_run(
     log = None if run.folder is None else run.folder / "metrics.csv"
     training = []
     if log is not None and log.is_file():
-        training = draw_training(log, folder / "figures", run.monitor)
+        try:
+            training = draw_training(log, folder / "figures", run.monitor)
+        except IDCError as error:  # of a run that was interrupted
+            notes = [*notes, str(error)]
     root = config.data.root
     return Judged(
         title=f"Evaluation of {run.name}",

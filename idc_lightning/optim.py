@@ -55,13 +55,16 @@ def _adamw(parameters: Iterable[nn.Parameter], config: AdamWConfig) -> Optimizer
 def _cyclic(optimizer: Optimizer, config: CyclicConfig, steps: Steps) -> LRScheduler:
     """Triangular cycles (L. Smith, "Cyclical learning rates ...", WACV 2017)."""
     unit = steps.per_epoch if config.unit == "epochs" else 1
+    lowest, highest = config.cycle_momentum or (0.0, 0.0)
     return CyclicLR(
         optimizer,
         base_lr=config.base_lr,
         max_lr=config.max_lr,
         step_size_up=max(1, round(config.half_cycle * unit)),
         mode="triangular",
-        cycle_momentum=False,
+        cycle_momentum=config.cycle_momentum is not None,
+        base_momentum=lowest,
+        max_momentum=highest,
     )
 
 

@@ -1,7 +1,7 @@
 """``idc-predict``: what a finished run says of new tissue, labelled or not."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ from idc_lightning.data.grid import NO_LABEL
 from idc_lightning.data.loose import read_loose
 from idc_lightning.data.size import check_size
 from idc_lightning.data.store import Store, decode
+from idc_lightning.decision import Decision
 from idc_lightning.errors import listed
+from idc_lightning.files import write_text
 from idc_lightning.inference import predict_logits
 from idc_lightning.report.card import model_card
 from idc_lightning.report.prediction import Predicted, write_prediction_report
 from idc_lightning.report.sections import check_patients, too_scattered
-from idc_lightning.results.judgement import Decision, Judgement, decide_again, judge_splits
+from idc_lightning.results.judgement import Judgement, judge_splits
 from idc_lightning.results.predictions import predictions_table, write_predictions
 from idc_lightning.results.summary import (
     called_table,
@@ -28,7 +30,7 @@ from idc_lightning.results.summary import (
     versions,
     write_results,
 )
-from idc_lightning.runs import UNDECIDED, Run, read_run
+from idc_lightning.runs import JUDGED, Run, read_run
 
 
 def predict(config: PredictConfig, folder: Path) -> pd.DataFrame:
@@ -36,7 +38,7 @@ def predict(config: PredictConfig, folder: Path) -> pd.DataFrame:
 
     Args:
         config: By which run, on which patches.
-        folder: Where predictions.csv, figures and report are written.
+        folder: Where predictions.csv, patients.csv, figures and report are written.
 
     Returns:
         The table of predictions.
@@ -47,16 +49,19 @@ def predict(config: PredictConfig, folder: Path) -> pd.DataFrame:
     began = time.perf_counter()
     out = console()
     run = read_run(config.run)
-    # A rule has no dev patients here, which is told before all is read.
-    decision = decide_again(run.decision, config.results, dev=None)
+    decision = run.decision
+    if config.results.threshold is not None:
+        decision = replace(decision, threshold=config.results.threshold)
     store, notes = read_patches(run, config)
     predictions = predict_patches(run, store, decision, config)
     write_predictions(predictions, folder / "predictions.csv")
     labelled = predictions[predictions["true"] != NO_LABEL]
     judgement = None
-    if len(labelled):
-        judgement = judge_splits({"new": labelled}, decision, config.results, seed=run.seed)
+    judged = by_split(run, labelled)
+    if judged:
+        judgement = judge_splits(judged, decision, config.results, seed=run.seed)
     patients = called(predictions)
+    write_text(folder / "patients.csv", patients.to_csv(index=False, float_format="%.6g"))
     numbers = {} if judgement is None else judgement.values()
     facts = {
         "patients": len(patients),
@@ -126,7 +131,18 @@ def predict_patches(
     """The table of `predictions_table` of all patches of a store."""
     rows = np.arange(len(store.table))
     logits = predict_logits(run, store, rows, config.trainer)
-    return predictions_table(store.table, torch.from_numpy(rows), logits, **asdict(decision))
+    return predictions_table(store.table, torch.from_numpy(rows), logits, decision)
+
+
+def by_split(run: Run, labelled: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Labelled predictions of patients on whom the run can be judged, as `idc-evaluate` does.
+
+    Returns:
+        Tables by split; patients whom the run doesn't know are ``"new"``, those that it was trained
+        on are left out.
+    """
+    split = labelled["patient_id"].map(run.splits).astype(object).fillna("new")
+    return {name: labelled[split == name] for name in JUDGED if (split == name).any()}
 
 
 def called(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -161,18 +177,12 @@ def predicted(
 ) -> Predicted:
     """What the report shows."""
     labelled = int((predictions["true"] != NO_LABEL).sum())
-    origin = "was given"
-    if config.results.threshold is None:
-        origin = (
-            "is the default" if run.decision == UNDECIDED else "the run chose on its dev patients"
-        )
     return Predicted(
         predictions=predictions,
         patients=patients,
         judgement=judgement,
         store=store,
         threshold=decision.threshold,
-        origin=origin,
         microns=run.data.microns_per_pixel,
         facts={
             "Checkpoint": str(run.checkpoint),

@@ -11,12 +11,12 @@ from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import AnyData, Seed, parse
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import NAMES
+from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError
 from idc_lightning.models.backbone import read_checkpoint
-from idc_lightning.results.judgement import Decision
 
-UNDECIDED = Decision(temperature=1.0, threshold=0.5)
-"""What checkpoints hold before temperature and threshold are fitted."""
+JUDGED = ("dev", "test", "new")
+"""Splits on which a run is judged again; patients whom it doesn't know are new."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Run:
     Attributes:
         checkpoint: The file.
         folder: The run folder that the file lies in; None if it lies elsewhere.
-        classifier: With its temperature and threshold, ready for evaluation.
+        classifier: With its decision, ready for evaluation.
         data: The data that it was trained on.
         splits: ``"train"``, ``"dev"`` or ``"test"`` by patient_id.
         seed: The run's seed.
@@ -50,8 +50,8 @@ class Run:
 
     @property
     def decision(self) -> Decision:
-        """Temperature and threshold that were found on its dev patients."""
-        return Decision(self.classifier.temperature, self.classifier.threshold)
+        """How its logits are turned to calls."""
+        return self.classifier.decision
 
     def patients(self) -> dict[str, int]:
         """Number of its patients by split."""
@@ -63,11 +63,11 @@ class Run:
         notes = []
         if self.folder is not None and (self.folder / "error.txt").is_file():
             notes.append(f"the run {self.folder.name} failed, its error.txt says why")
-        if self.decision == UNDECIDED:
+        if not self.classifier.decided:
             notes.append(
-                f"{self.checkpoint.name} holds no temperature and threshold fitted on dev, as the "
-                "best.ckpt of a finished run does: its probabilities aren't calibrated, and its "
-                "own threshold is 0.5"
+                f"{self.checkpoint.name} holds no temperature, bias and threshold fitted on dev, "
+                "as the best.ckpt of a finished run does: its probabilities aren't calibrated, and "
+                "its own threshold is 0.5"
             )
         return notes
 

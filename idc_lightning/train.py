@@ -71,13 +71,12 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     trainer.fit(model, datamodule=data, weights_only=True)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
     decision = decide(*labelled_logits(model, data, "dev"), config.results)
-    model.decide_by(**asdict(decision))
-    write_decision(folder / "checkpoints" / "best.ckpt", **asdict(decision))
+    model.decide_by(decision)
+    write_decision(folder / "checkpoints" / "best.ckpt", decision)
     trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
 
     predictions = {
-        split: predictions_table(data.table, *model.outputs[split], **asdict(decision))
-        for split in JUDGED
+        split: predictions_table(data.table, *model.outputs[split], decision) for split in JUDGED
     }
     judgement = judge_splits(predictions, decision, config.results, seed=config.seed)
     judgement.write_tables(folder)

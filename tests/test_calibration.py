@@ -9,11 +9,12 @@ from sklearn.metrics import brier_score_loss, f1_score, log_loss, recall_score
 from test_bootstrap import cohort
 
 from idc_lightning.results.calibration import (
+    BIASES,
     TEMPERATURES,
     brier_score,
     choose_threshold,
     expected_calibration_error,
-    fit_temperature,
+    fit_calibration,
     reliability,
 )
 
@@ -32,36 +33,54 @@ def sigmoid(margin: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_of_the_labels_is_found(temperature: float) -> None:
+@pytest.mark.parametrize("bias", [0.0, -1.5])
+def test_temperature_and_bias_of_the_labels_are_found(temperature: float, bias: float) -> None:
     rng = np.random.default_rng(0)
     margin = rng.normal(-1, 2, 40_000)
     labels = (rng.random(len(margin)) < sigmoid(margin)).astype(np.int64)
-    assert fit_temperature(logits_of(temperature * margin), labels) == pytest.approx(
-        temperature, rel=0.03
-    )
+    found = fit_calibration(logits_of(temperature * (margin - bias)), labels)
+    assert found == pytest.approx((temperature, bias), rel=0.03, abs=0.03)
 
 
-def test_no_other_temperature_makes_the_labels_more_likely() -> None:
+def test_what_class_weights_shift_is_undone() -> None:
+    # A net that learns with balanced classes says too often that it is IDC where IDC is rare.
+    rng = np.random.default_rng(3)
+    margin = rng.normal(-3, 2, 20_000)
+    labels = (rng.random(len(margin)) < sigmoid(margin)).astype(np.int64)
+    shifted = margin + 2.0
+    temperature, bias = fit_calibration(logits_of(shifted), labels)
+    before, after = sigmoid(shifted), sigmoid(shifted / temperature + bias)
+    assert expected_calibration_error(labels, before) > 0.1
+    assert expected_calibration_error(labels, after) < 0.01
+    assert brier_score(labels, after) < brier_score(labels, before)
+    assert after.mean() == pytest.approx(labels.mean(), abs=1e-3)
+
+
+def test_no_other_calibration_makes_the_labels_more_likely() -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random(300) < 0.2).astype(np.int64)
     margin = 5 * (labels - 0.5) + rng.normal(0, 6, 300)
-    found = fit_temperature(logits_of(margin), labels)
-    least = log_loss(labels, sigmoid(margin / found))
-    for other in (*np.geomspace(*TEMPERATURES, 50), found * 1.02, found / 1.02):
-        assert least <= log_loss(labels, sigmoid(margin / other)) + 1e-7
+    temperature, bias = fit_calibration(logits_of(margin), labels)
+    least = log_loss(labels, sigmoid(margin / temperature + bias))
+    for other in (*np.geomspace(*TEMPERATURES, 50), temperature * 1.02, temperature / 1.02):
+        for shift in (bias - 0.05, bias, bias + 0.05, 0.0):
+            assert least <= log_loss(labels, sigmoid(margin / other + shift)) + 1e-7
 
 
-def test_temperatures_that_labels_do_not_tell_are_1() -> None:
+def test_nothing_is_changed_where_labels_can_not_tell() -> None:
     margin = np.array([-2.0, 1.0, 3.0])
-    assert fit_temperature(logits_of(margin), np.zeros(3, np.int64)) == 1.0
-    assert fit_temperature(logits_of(margin), np.ones(3, np.int64)) == 1.0
-    assert fit_temperature(logits_of(np.zeros(3)), np.array([0, 1, 1])) == 1.0
+    assert fit_calibration(logits_of(margin), np.zeros(3, np.int64)) == (1.0, 0.0)
+    assert fit_calibration(logits_of(margin), np.ones(3, np.int64)) == (1.0, 0.0)
+    assert fit_calibration(logits_of(np.zeros(3)), np.array([0, 1, 1])) == (1.0, 0.0)
 
 
-def test_temperatures_without_a_minimum_end_at_a_bound() -> None:
+def test_calibrations_without_a_minimum_stay_inside_their_bounds() -> None:
     margin, labels = np.array([-500.0, -2.0, 1.0, 300.0]), np.array([0, 0, 1, 1])
-    assert fit_temperature(logits_of(margin), labels) == pytest.approx(TEMPERATURES[0], rel=1e-3)
-    assert fit_temperature(logits_of(-margin), labels) == pytest.approx(TEMPERATURES[1], rel=1e-3)
+    for sign in (1, -1):
+        temperature, bias = fit_calibration(logits_of(sign * margin), labels)
+        assert TEMPERATURES[0] <= temperature * 1.000001
+        assert temperature <= TEMPERATURES[1] * 1.000001
+        assert BIASES[0] <= bias <= BIASES[1]
 
 
 probabilities = st.one_of(

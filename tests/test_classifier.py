@@ -1,6 +1,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from idc_lightning.classifier import (
 from idc_lightning.config import Config
 from idc_lightning.data.batches import Batch, Crops
 from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.metrics import idc_probability, patch_metrics
 from idc_lightning.results.predictions import predictions_table
 from idc_lightning.trainer import build_trainer
@@ -226,7 +228,7 @@ def test_logged_metrics_are_those_of_the_kept_logits(fitted: Fitted, stage: str)
     assert logged[name] == pytest.approx(float(loss), rel=1e-5)
     if stage != "train":
         assert cells.tolist() == run.data.rows(stage).tolist()
-        table = predictions_table(run.data.table, cells, logits, temperature=1.0, threshold=0.5)
+        table = predictions_table(run.data.table, cells, logits, UNDECIDED)
         assert set(table["patient_id"]) == {p for p, s in PATIENTS.items() if s == stage}
         assert len(table) == len(cells)
 
@@ -439,14 +441,17 @@ def test_a_decision_is_kept_in_the_checkpoint_and_nothing_else_of_it_changes(
     path = tmp_path / "best.ckpt"
     shutil.copy(fitted.run.checkpoints / "best.ckpt", path)
     before = torch.load(path, weights_only=True)
-    write_decision(path, temperature=1.7, threshold=0.123456789012345)
+    decision = Decision(temperature=1.7, bias=-0.1, threshold=0.123456789012345)
+    assert not load_classifier(path).decided
+    write_decision(path, decision)
     model = load_classifier(path)
-    assert (model.temperature, model.threshold) == (1.7, 0.123456789012345)
+    assert model.decided
+    assert model.decision == decision
     after = torch.load(path, weights_only=True)
     assert plain(after)
-    changed = after["hyper_parameters"]
-    assert (changed.pop("temperature"), changed.pop("threshold")) == (1.7, 0.123456789012345)
-    assert before["hyper_parameters"].items() >= changed.items()
+    assert after["hyper_parameters"].pop("decision") == asdict(decision)
+    assert before["hyper_parameters"].pop("decision") is None
+    assert before["hyper_parameters"] == after["hyper_parameters"]
     for name, weight in before["state_dict"].items():
         assert torch.equal(after["state_dict"][name], weight)
     assert after["optimizer_states"]
@@ -456,9 +461,11 @@ def test_a_decision_is_kept_in_the_checkpoint_and_nothing_else_of_it_changes(
 
 def test_a_model_takes_a_decision_into_its_next_checkpoints(tiny: tuple[str, ...]) -> None:
     model = model_of(config_of(*tiny))
-    model.decide_by(temperature=2.0, threshold=0.25)
-    assert (model.temperature, model.threshold) == (2.0, 0.25)
-    assert (model.hparams["temperature"], model.hparams["threshold"]) == (2.0, 0.25)
+    assert model.decision == UNDECIDED
+    decision = Decision(temperature=2.0, bias=0.5, threshold=0.25)
+    model.decide_by(decision)
+    assert model.decision == decision
+    assert model.hparams["decision"] == asdict(decision)
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
@@ -467,7 +474,7 @@ def test_a_checkpoint_loads_alone_and_gives_the_same_logits(fitted: Fitted, name
     content = torch.load(path, weights_only=True)
     assert plain(content)
     model = IDCClassifier.load_from_checkpoint(path, weights_only=True).eval()
-    assert (model.hparams["temperature"], model.hparams["threshold"]) == (1.0, 0.5)
+    assert model.hparams["decision"] is None
     assert model.model_config == fitted.run.config.model
     assert model.optimizer_config == fitted.run.config.optimizer
     assert model.scheduler_config == fitted.run.config.scheduler

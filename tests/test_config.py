@@ -108,7 +108,7 @@ def test_each_command_reads_its_keys_and_no_others(schema: type[CommandConfig]) 
     command = schema.command
     read: set[str] = set()
     choices_of = [f"{group}={choice}" for group in groups_of(command) for choice in choices(group)]
-    for choice in ["cache=a", *choices_of]:
+    for choice in ["hydra.job.name=a", *choices_of]:
         config = read_config(composed(*COMMANDS[schema], choice, command=command), schema)
         read |= flat(config.model_dump(mode="json"))
     assert read - set(schema.model_fields) == set(keys(command)) - set(schema.model_fields)
@@ -159,7 +159,7 @@ def test_the_notebooks_experiment() -> None:
     assert config.optimizer.model_dump() == {
         "name": "sgd",
         "lr": 0.01,
-        "momentum": 0.0,
+        "momentum": 0.9,
         "nesterov": False,
         "weight_decay": 0.0,
     }
@@ -169,6 +169,7 @@ def test_the_notebooks_experiment() -> None:
         "max_lr": 0.006,
         "half_cycle": 30,
         "unit": "steps",
+        "cycle_momentum": (0.8, 0.9),
     }
     assert config.trainer.epochs == 30
 

@@ -19,7 +19,7 @@ from idc_lightning.evaluate import evaluate, main
 from idc_lightning.results.calibration import choose_threshold
 
 JUDGED = ("dev", "test")
-NUMBERS = (*JUDGED, "at_0.5", "patient_mean", "threshold", "temperature")
+NUMBERS = (*JUDGED, "at_0.5", "patient_mean", "threshold", "temperature", "bias")
 
 HOSTILE = "<script>alert(1)<script> $x^2$ [red] " + "long " * 20 + "end"
 
@@ -114,11 +114,11 @@ def test_a_checkpoint_alone_is_enough(run: Path, tmp_path: Path, name: str) -> N
         check_same(run, tmp_path / "again")
         return
     again = results(tmp_path / "again")
-    assert (again["temperature"], again["threshold"]) == (1.0, 0.5)
-    # The only epoch is the best and the last, and only the temperature differs.
+    assert (again["temperature"], again["bias"], again["threshold"]) == (1.0, 0.0, 0.5)
+    # The only epoch is the best and the last, and only the calibration differs.
     assert again["dev"]["auroc"] == results(run)["dev"]["auroc"]
     assert again["dev"]["brier"] != results(run)["dev"]["brier"]
-    assert "copy.ckpt holds no temperature and threshold" in again["notes"][0]
+    assert "copy.ckpt holds no temperature, bias and threshold" in again["notes"][0]
 
 
 def test_a_threshold_is_taken_or_chosen_anew_on_dev(run: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from test_bootstrap import cohort
 
 import idc_lightning.figures.judgement as judgement
+from idc_lightning.decision import Decision
 from idc_lightning.figures.judgement import (
     draw_confusion,
     draw_patient_f1,
@@ -168,14 +169,14 @@ def test_histograms_add_up_to_each_class(
         assert axes.get_ylim()[0] < 1 / len(table)
 
 
-def test_reliability_shows_what_temperature_changed(tmp_path: Path, figures: list[Figure]) -> None:
+def test_reliability_shows_what_calibration_changed(tmp_path: Path, figures: list[Figure]) -> None:
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 2, 20_000)
     true = (rng.random(len(margin)) < 1 / (1 + np.exp(-margin))).astype(np.int64)
     table = pd.DataFrame({"patient_id": "a", "true": true, "proba": 1 / (1 + np.exp(-margin))})
-    draw_reliability(tmp_path / "r.png", {"test": table}, temperature=3.0)
+    draw_reliability(tmp_path / "r.png", {"test": table}, Decision(3.0, -0.5, 0.5))
     axes = figures[0].axes[0]
-    raw = 1 / (1 + np.exp(-3 * margin))
+    raw = 1 / (1 + np.exp(-3 * (margin + 0.5)))
     before = float(label_of(axes, "before").split("Brier ")[1].split(",")[0])
     assert before == pytest.approx(np.square(raw - true).mean(), abs=6e-4)
     assert float(label_of(axes, "after").split("ECE ")[1]) < 0.02
@@ -186,10 +187,10 @@ def test_reliability_shows_what_temperature_changed(tmp_path: Path, figures: lis
     assert sum(bar.get_height() for bar in bars) == 20_000
 
 
-def test_without_temperature_there_is_one_curve(
+def test_without_calibration_there_is_one_curve(
     tmp_path: Path, figures: list[Figure], splits: dict[str, pd.DataFrame]
 ) -> None:
-    draw_reliability(tmp_path / "r.png", splits, temperature=1.0)
+    draw_reliability(tmp_path / "r.png", splits, Decision(1.0, 0.0, 0.3))
     _, labels = figures[0].axes[0].get_legend_handles_labels()
     assert [label.split(":")[0] for label in labels] == ["dev"]
 
@@ -326,7 +327,7 @@ def test_strange_splits_have_pictures(
         draw_confusion(tmp_path / "a.png", splits, threshold=threshold),
         draw_ranking(tmp_path / "b.png", splits, threshold=threshold),
         draw_probabilities(tmp_path / "c.png", splits, threshold=threshold),
-        draw_reliability(tmp_path / "d.png", splits, temperature=1.7),
+        draw_reliability(tmp_path / "d.png", splits, Decision(1.7, 0.2, threshold)),
         draw_patients(tmp_path / "e.png", patients, microns_per_pixel=4.0),
         draw_patient_f1(tmp_path / "f.png", patients),
     ]

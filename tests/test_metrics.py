@@ -16,6 +16,7 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from idc_lightning.config import Monitored
+from idc_lightning.decision import UNDECIDED
 from idc_lightning.metrics import idc_probability, patch_metrics
 from idc_lightning.results.predictions import predictions_table
 
@@ -79,7 +80,7 @@ def test_a_patch_on_the_threshold_counts_as_in_the_table_of_predictions(threshol
 def test_equal_logits_are_idc_at_one_half_everywhere() -> None:
     logits = torch.zeros(1, 2)
     patches = pd.DataFrame({"patient_id": ["1"], "x": [1], "y": [1], "target": [1]})
-    table = predictions_table(patches, torch.tensor([0]), logits, temperature=1.0, threshold=0.5)
+    table = predictions_table(patches, torch.tensor([0]), logits, UNDECIDED)
     assert table["predicted"].tolist() == [1]
     assert values(idc_probability(logits), torch.tensor([1]))["recall"] == 1
 

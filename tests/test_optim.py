@@ -40,8 +40,11 @@ def rates(
     return taken
 
 
-def cyclic(half_cycle: float, unit: str) -> CyclicConfig:
+def cyclic(
+    half_cycle: float, unit: str, cycle_momentum: tuple[float, float] | None = None
+) -> CyclicConfig:
     values: dict[str, Any] = {"half_cycle": half_cycle, "unit": unit}
+    values["cycle_momentum"] = cycle_momentum
     return CyclicConfig(name="cyclic", base_lr=1e-6, max_lr=0.006, **values)
 
 
@@ -70,6 +73,23 @@ def test_cyclic_reaches_its_bounds_at_each_half_cycle(
     between = [1e-6 + step / half * (0.006 - 1e-6) for step in range(half + 1)]
     assert taken[: half + 1] == pytest.approx(between, rel=1e-6)
     assert taken[half : 2 * half + 1] == pytest.approx(between[::-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("config", [SGD_CONFIG, ADAMW_CONFIG])
+def test_momentum_runs_against_the_rate_or_stays(config: AnyOptimizer) -> None:
+    for wanted in (None, (0.7, 0.85)):
+        optimizer = optimizer_of(config)
+        scheduler = build_scheduler(optimizer, cyclic(10, "steps", wanted), Steps(40, 20))
+        assert scheduler is not None
+        taken = []
+        for _ in range(21):
+            group = optimizer.param_groups[0]
+            taken.append(group["betas"][0] if "betas" in group else group["momentum"])
+            optimizer.step()
+            scheduler.step()
+        own = 0.8 if config is ADAMW_CONFIG else 0.9
+        expected = [own] * 3 if wanted is None else [0.85, 0.7, 0.85]
+        assert taken[::10] == pytest.approx(expected)
 
 
 def test_shortest_half_cycle_is_one_step() -> None:

@@ -18,7 +18,6 @@ from PIL import Image
 from idc_lightning.classifier import load_classifier
 from idc_lightning.data.grid import NO_LABEL, file_name
 from idc_lightning.data.store import read_patch
-from idc_lightning.metrics import idc_probability
 from idc_lightning.predict import called, main, predict
 
 HOSTILE = "<script>alert(1)<script> $x^2$ [red]"
@@ -64,11 +63,12 @@ def test_patches_without_labels_get_the_probabilities_of_the_run(run: Path, tmp_
     assert (said["patients"], said["patches"], said["labelled"]) == (1, 9, 0)
     assert said["threshold"] == results(run)["threshold"]
     assert said["temperature"] == results(run)["temperature"]
+    assert said["bias"] == results(run)["bias"]
     assert said["notes"] == []
     assert "new" not in said
 
 
-def test_normalisation_and_temperature_are_those_of_the_checkpoint(
+def test_normalisation_and_calibration_are_those_of_the_checkpoint(
     run: Path, tmp_path: Path
 ) -> None:
     new = copied(run, "9", tmp_path / "new")
@@ -79,9 +79,9 @@ def test_normalisation_and_temperature_are_those_of_the_checkpoint(
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         logits = model(image).flatten(0, -2)
-    proba = float(idc_probability(logits / model.temperature)[0])
+    proba = float(model.decision.probability(logits)[0])
     assert row.proba == pytest.approx(proba, rel=1e-4)
-    assert row.predicted == int(proba >= model.threshold)
+    assert row.predicted == int(proba >= model.decision.threshold)
 
 
 def test_labelled_patches_among_others_are_judged(run: Path, tmp_path: Path) -> None:
@@ -105,17 +105,35 @@ def test_patients_whom_the_run_knows_are_told(run: Path, tmp_path: Path) -> None
         copied(run, patient, tmp_path / "new")
     predict(prediction(run, tmp_path / "new"), tmp_path / "out")
     trained_on, tuned_on = results(tmp_path / "out")["notes"]
+    assert not {"dev", "test", "new"} & set(results(tmp_path / "out"))
     assert trained_on.startswith("the run was trained on 2 of these patients (101, 103): ")
     assert tuned_on.startswith("the run was tuned on 1 of these patients (104): ")
+
+
+def test_labelled_patients_are_judged_in_their_split_and_train_ones_not_at_all(
+    run: Path, tmp_path: Path
+) -> None:
+    for patient in ("101", "103", "104", "9"):
+        copied(run, patient, tmp_path / "new", plain=False)
+    copied(run, "102", tmp_path / "new", name="stranger", plain=False)
+    found = predict(prediction(run, tmp_path / "new"), tmp_path / "out")
+    assert set(found["patient_id"]) == {"101", "103", "104", "9", "stranger"}
+    said = results(tmp_path / "out")
+    assert {"dev", "test", "new"} <= set(said)
+    assert said["patient_mean"]["dev"]["correct"]["patients"] == 1
+    assert said["patient_mean"]["new"]["correct"]["patients"] == 1
+    patients = pd.read_csv(tmp_path / "out" / "patients.csv", dtype={"patient_id": str})
+    assert set(patients["patient_id"]) == set(found["patient_id"])
+    for name in ("f1", "auroc", "brier"):
+        assert said["test"][name]["value"] == pytest.approx(results(run)["test"][name]["value"])
 
 
 def test_a_threshold_can_be_given_but_no_rule(run: Path, tmp_path: Path) -> None:
     new = copied(run, "9", tmp_path / "new")
     found = predict(prediction(run, new, "results.threshold=0.0001"), tmp_path / "out")
     assert (found["predicted"] == 1).all()
-    with told("results.threshold=max_f1 is chosen on the run's dev patients", "give a number"):
-        predict(prediction(run, new, "results.threshold=max_f1"), tmp_path / "no")
-    assert not (tmp_path / "no").exists()
+    with told("configuration: results.threshold=max_f1 should be a valid number"):
+        prediction(run, new, "results.threshold=max_f1")
 
 
 def test_the_last_checkpoint_predicts_without_a_decision(run: Path, tmp_path: Path) -> None:
@@ -123,9 +141,9 @@ def test_the_last_checkpoint_predicts_without_a_decision(run: Path, tmp_path: Pa
     new = copied(run, "9", tmp_path / "new")
     predict(prediction(tmp_path / "alone.ckpt", new, "report.enabled=true"), tmp_path / "out")
     said = results(tmp_path / "out")
-    assert (said["temperature"], said["threshold"]) == (1.0, 0.5)
-    assert said["notes"][0].startswith("alone.ckpt holds no temperature and threshold")
-    assert "0.500 on, which is the default" in (tmp_path / "out" / "report.html").read_text()
+    assert (said["temperature"], said["bias"], said["threshold"]) == (1.0, 0.0, 0.5)
+    assert said["notes"][0].startswith("alone.ckpt holds no temperature, bias and threshold")
+    assert "from the probability 0.500 on" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_edge_patches_are_treated_as_in_training(tmp_path: Path) -> None:
@@ -197,7 +215,6 @@ def test_the_command_writes_all_and_escapes_names(
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;script&gt; $x^2$ [red]" in page
     assert page.count("<script>") == 1
-    assert "which the run chose on its dev patients" in page
     for heading in ("Patients", "Landscapes", "Results", "By patient", "Model card"):
         assert f">{heading}</h2>" in page
 
@@ -236,7 +253,7 @@ def mistaken(command: Command, *overrides: str) -> Ended:
             ("run={run}", "input=new", "report.patients=[7]"),
             "report.patients: the data has no patient 7",
         ),
-        (("run={run}", "input=new", "results.sensitivity=0.8"), "results.threshold=null: add"),
+        (("run={run}", "input=new", "results.sensitivity=0.8"), "unknown key results.sensitivity"),
         (("run={run}", "input=new", "data.root=x"), "unknown key data.root"),
         (("run=new", "input=new"), "run=new holds no checkpoints/best.ckpt"),
         (("run={run}/results.json", "input=new"), "damaged, incomplete or no checkpoint"),

@@ -11,8 +11,8 @@ from helpers_model import PATIENTS, told
 from helpers_runs import trained
 
 from idc_lightning.config import HardwareConfig
+from idc_lightning.decision import UNDECIDED
 from idc_lightning.inference import precision_of
-from idc_lightning.results.judgement import Decision
 from idc_lightning.runs import read_run
 
 Change = Callable[[dict[str, Any]], object]
@@ -72,10 +72,10 @@ def test_a_home_folder_is_known(run: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_last_epoch_has_no_decision(run: Path) -> None:
-    assert read_run(run).decision != Decision(1.0, 0.5)
+    assert read_run(run).classifier.decided
     last = read_run(run / "checkpoints" / "last.ckpt")
-    assert last.decision == Decision(1.0, 0.5)
-    assert last.notes()[0].startswith("last.ckpt holds no temperature and threshold")
+    assert last.decision == UNDECIDED
+    assert last.notes()[0].startswith("last.ckpt holds no temperature, bias and threshold")
 
 
 def test_what_is_no_run_is_told(run: Path, tmp_path: Path) -> None:

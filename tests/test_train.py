@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from torchvision.models import get_model
 from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.data.datamodule import IDCDataModule, as_float
 from idc_lightning.data.split import read_splits, split_hash
-from idc_lightning.metrics import idc_probability
 
 NAMES = {
     "f1",
@@ -150,12 +150,12 @@ def test_the_decision_is_that_of_dev_and_stands_in_the_checkpoint(
     folder: Path, results: dict[str, Any]
 ) -> None:
     model = load_classifier(folder / "checkpoints" / "best.ckpt")
-    assert model.threshold == results["threshold"]
-    assert model.temperature == results["temperature"]
+    decision = {name: results[name] for name in ("temperature", "bias", "threshold")}
+    assert asdict(model.decision) == decision
     dev = table(folder, "dev")
     best = max(metrics.f1_score(dev["true"], dev["proba"] >= edge) for edge in dev["proba"])
     assert results["dev"]["f1"]["value"] == pytest.approx(best)
-    assert load_classifier(folder / "checkpoints" / "last.ckpt").threshold == 0.5
+    assert not load_classifier(folder / "checkpoints" / "last.ckpt").decided
 
 
 def test_patients_are_judged_one_by_one(folder: Path, results: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def test_checkpoints_hold_the_weights_that_were_judged(
         data.setup()
         with torch.inference_mode():
             logits = [best(as_float(batch["image"])) for batch in data.eval_dataloader("dev")]
-        proba = idc_probability(torch.cat(logits).flatten(0, -2) / best.temperature).numpy()
+        proba = best.decision.probability(torch.cat(logits).flatten(0, -2)).numpy()
         assert table(tmp_path / name, "dev")["proba"].to_numpy() == pytest.approx(proba, abs=1e-5)
         found.append(proba)
     assert np.abs(found[0] - found[1]).max() > 1e-3

@@ -11,11 +11,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from idc_lightning.data.grid import CLASSES
 from idc_lightning.data.split import NAMES
-from idc_lightning.figures.style import CLASS_COLOURS, IDC, SPLIT_COLOURS, Picture, drawing
+from idc_lightning.figures.style import CLASS_COLOURS, GREY, IDC, SPLIT_COLOURS, Picture, drawing
 
 Floats = npt.NDArray[np.float64]
 
-GREY = "#555555"
 BARS = 20
 """Bars of a histogram, at most."""
 

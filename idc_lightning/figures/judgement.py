@@ -1,10 +1,9 @@
-"""How good predictions are: of all patches of a split, and patient by patient.
+"""How good predictions are, over all patches of a split.
 
-All functions take labelled predictions by the name of their split, or the tables of patients made
-from them.
+All functions take labelled predictions by the name of their split.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,21 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
-from matplotlib.transforms import Bbox, BboxBase
 from scipy.special import expit, logit
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from idc_lightning.data.grid import CLASSES, PATCH
+from idc_lightning.data.grid import CLASSES
+from idc_lightning.decision import Decision
 from idc_lightning.figures.style import (
     CLASS_COLOURS,
+    GREY,
     HEALTHY,
+    MARKERS,
     SPLIT_COLOURS,
     Picture,
     drawing,
+    text_colour,
 )
 from idc_lightning.results.bootstrap import pooled_metrics
 from idc_lightning.results.calibration import (
@@ -41,21 +40,8 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Predictions = Mapping[str, pd.DataFrame]
 
-GREY = "#555555"
-MARKERS = {"dev": "o", "test": "D", "new": "s"}
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", HEALTHY])
 HISTOGRAM_BINS = 40
-NAMED = 6
-"""The worst patients, who are named in a scatter plot."""
-
-CROWDED = 120
-"""Patients from which on their marks are smaller."""
-
-ROWS = 60
-"""Patients in one column of a long list."""
-
-LONG = 16
-"""Letters of a patient's name that are shown."""
 
 
 def _arrays(predictions: pd.DataFrame) -> tuple[Labels, Floats]:
@@ -96,7 +82,7 @@ def _draw_matrix(axes: Axes, counts: Floats) -> None:
     shares = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
-        colour = "white" if share > 0.8 else "black"
+        colour = text_colour(SHARES(share))
         shown = f"{share:.1%}" if total[row, 0] else "none"
         axes.text(column, row, shown, ha="center", va="bottom", size=17, color=colour)
         number = f"{counts[row, column]:,.0f}"
@@ -238,13 +224,13 @@ def _log_axis(axes: Axes, label: Callable[[float, float], str]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_reliability(path: Path, predictions: Predictions, *, temperature: float) -> Picture:
-    """Draw observed share of IDC against probability, before and after temperature.
+def draw_reliability(path: Path, predictions: Predictions, decision: Decision) -> Picture:
+    """Draw observed share of IDC against probability, before and after calibration.
 
     Args:
         path: The PNG file.
         predictions: Labelled predictions by split; their probabilities are those after it.
-        temperature: What logits were divided by.
+        decision: By which the predictions were made.
 
     Raises:
         IDCError: If the file can't be written.
@@ -255,27 +241,32 @@ def draw_reliability(path: Path, predictions: Predictions, *, temperature: float
         grid.set_height_ratios([3.2, 1])  # type: ignore[union-attr]
         for column, (split, table) in enumerate(predictions.items()):
             true, proba = _arrays(table)
-            _draw_reliability(panels[column], split, true, proba, temperature)
+            _draw_reliability(panels[column], split, true, proba, decision)
             _draw_patches_by_bin(panels[splits + column], split, proba)
     caption = (
         "On the diagonal a probability means what it says: of patches with 0.7, 70 % are IDC. "
         "Below it probabilities of IDC are too high, above too low. Brier score and expected "
         f"calibration error (ECE, over {BINS} bins): lower is better. The bars below say how many "
-        f"patches a point stands for. The temperature, {temperature:.2f}, was fitted on dev."
+        "patches a point stands for."
     )
+    if decision.calibrates:
+        caption += (
+            f" Before and after the temperature {decision.temperature:.2f} and the bias "
+            f"{decision.bias:+.2f}, which were fitted on dev."
+        )
     return Picture(path, "Reliability of probabilities", caption, wide=splits > 1)
 
 
 def _draw_reliability(
-    axes: Axes, split: str, true: Labels, proba: Floats, temperature: float
+    axes: Axes, split: str, true: Labels, proba: Floats, decision: Decision
 ) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, ls=":")
-    raw = expit(logit(proba) * temperature)
+    raw = expit((logit(proba) - decision.bias) * decision.temperature)
     before = {"color": GREY, "marker": "o", "mfc": "white", "ls": "--", "lw": 1.0, "ms": 5.0}
     after = {"color": SPLIT_COLOURS[split], "marker": "o", "lw": 1.8, "ms": 6.0}
-    if temperature != 1:
+    if decision.calibrates:
         _draw_points(axes, "before", true, raw, before)
-    _draw_points(axes, "after" if temperature != 1 else split, true, proba, after)
+    _draw_points(axes, "after" if decision.calibrates else split, true, proba, after)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that is IDC")
     axes.legend(
         title=split,
@@ -301,217 +292,3 @@ def _draw_patches_by_bin(axes: Axes, split: str, proba: Floats) -> None:
     _log_axis(axes, lambda number, _: f"{number:,.0f}")
     axes.set(xlim=(-0.02, 1.02), ylim=(0.7, max(2 * len(proba), 150)))
     axes.set(xlabel="probability of IDC", ylabel="patches")
-
-
-def draw_patients(
-    path: Path, patients: Mapping[str, pd.DataFrame], *, microns_per_pixel: float
-) -> Picture:
-    """Draw each patient's share of correct patches against IDC share and tissue size.
-
-    Args:
-        path: The PNG file.
-        patients: Tables of `patients_table` by split.
-        microns_per_pixel: Width of a pixel in µm.
-
-    Raises:
-        IDCError: If the file can't be written.
-    """
-    joined = pd.concat(
-        [table.assign(split=split) for split, table in patients.items()], ignore_index=True
-    )
-    with drawing(path, 11.0, 5.4, columns=2) as (figure, (by_idc, by_size)):
-        by_idc.plot([0, 1], [1, 0], color=GREY, ls=":", label="all called healthy")
-        _scatter(by_idc, joined, "idc")
-        by_idc.set(xlim=(-0.02, 1.02), xlabel="IDC patches (share of the patient's)")
-        by_idc.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        _scatter(by_size, joined, "patches")
-        by_size.set_xlim(0, 1.1 * joined["patches"].max())
-        by_size.set_xlabel("tissue (patches)")
-        by_size.xaxis.set_major_formatter(lambda patches, _: f"{patches:,.0f}")
-        _area_axis(by_size, (PATCH * microns_per_pixel / 1000) ** 2)
-        low = max(0.0, np.floor(10 * joined["correct"].min() - 0.3) / 10)
-        for axes in (by_idc, by_size):
-            axes.set(ylim=(low, 1.02), ylabel="correct patches (share of the patient's)")
-            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
-        handles, _ = by_idc.get_legend_handles_labels()
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        worst = joined.nsmallest(NAMED, "correct")
-        _name_points(figure, by_idc, joined, worst, "idc", np.linspace([0, 1], [1, 0], 200))
-        _name_points(figure, by_size, joined, worst, "patches", np.empty((0, 2)))
-    caption = (
-        "Each mark is a patient; the patients with the fewest correct patches are named. On or "
-        "below the dotted line, calling all of the patient's tissue healthy would have been as "
-        "good. Patients with little tissue vary more by chance."
-    )
-    return Picture(path, "Correct patches by patient", caption, wide=True)
-
-
-def _area_axis(axes: Axes, square: float) -> None:
-    """A second axis above one of patches, which have an area of ``square`` mm² each."""
-
-    def area(patches: npt.ArrayLike) -> Floats:
-        return np.asarray(patches, dtype=np.float64) * square
-
-    def patches(area: npt.ArrayLike) -> Floats:
-        return np.asarray(area, dtype=np.float64) / square
-
-    axes.secondary_xaxis("top", functions=(area, patches)).set_xlabel("tissue (mm²)")
-
-
-def _scatter(axes: Axes, joined: pd.DataFrame, x: str) -> None:
-    size = 36 if len(joined) <= CROWDED else 20
-    for split, rows in joined.groupby("split", sort=False):
-        axes.scatter(
-            rows[x],
-            rows["correct"],
-            s=size,
-            color=SPLIT_COLOURS[str(split)],
-            marker=MARKERS[str(split)],
-            edgecolors="white",
-            linewidths=0.6,
-            label=f"{split} (n={len(rows)})",
-            zorder=3,
-        )
-
-
-def _name_points(
-    figure: Figure,
-    axes: Axes,
-    joined: pd.DataFrame,
-    worst: pd.DataFrame,
-    x: str,
-    line: Floats,
-) -> None:
-    """Write the names of patients where they cover no mark, no other name and no line [n, 2]."""
-    figure.draw_without_rendering()  # places the axes, so that pixels are known
-    to_pixels = axes.transData.transform
-    points = to_pixels(joined[[x, "correct"]].to_numpy(dtype=np.float64))
-    marks = [Bbox.from_bounds(left - 5, low - 5, 10, 10) for left, low in points]
-    marks += [Bbox.from_bounds(left, low, 1, 1) for left, low in to_pixels(line)]
-    names: list[Bbox] = []
-    for patient, *place in worst[["patient_id", x, "correct"]].itertuples(index=False, name=None):
-        name = axes.annotate(
-            shortened(str(patient)),
-            (place[0], place[1]),
-            xytext=(0, 0),
-            textcoords="offset points",
-            size=8,
-            va="bottom",
-            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkB": 3},
-            zorder=2,
-        )
-        # Only its size matters; the constrained layout would make room for it.
-        name.set_in_layout(False)
-        point = to_pixels(place)
-        box = _free_place(axes.bbox, point, Text.get_window_extent(name), marks, names)
-        if box is None:
-            name.remove()
-            continue
-        left, low = (box.min - point) * 72 / figure.dpi
-        name.set_position((left, low))
-        names.append(name.get_window_extent())  # with the line to its mark
-
-
-def _free_place(
-    axes: BboxBase, point: Floats, size: Bbox, marks: Sequence[Bbox], names: Sequence[Bbox]
-) -> Bbox | None:
-    """The nearest box of this size beside a point, all in pixels, that is free; None without one.
-
-    It stays inside the axes and touches neither marks nor names; the line to it crosses no name.
-    """
-    half = np.array([size.width, size.height]) / 2
-    for distance in (8, 16, 26, 38, 52, 68):
-        for angle in np.deg2rad([0, 180, -45, -135, 45, 135, 90, -90]):
-            way = np.array([np.cos(angle), np.sin(angle)])
-            low = point + way * distance + (way - 1) * half
-            box = Bbox.from_bounds(low[0], low[1], size.width, size.height)
-            corners = [(box.x0, box.y0), (box.x1, box.y1)]
-            line = np.linspace(point, low + half, 20)
-            if (
-                all(axes.contains(x, y) for x, y in corners)
-                and not box.padded(2).count_overlaps([*marks, *names])
-                and not any(name.contains(x, y) for name in names for x, y in line)
-            ):
-                return box
-    return None
-
-
-def shortened(name: str) -> str:
-    """A patient's name, cut where it would not fit."""
-    return name if len(name) <= LONG else f"{name[: LONG - 1]}…"
-
-
-def draw_patient_f1(path: Path, patients: Mapping[str, pd.DataFrame]) -> Picture:
-    """Draw each patient's F1, worst first, in columns of `ROWS` patients.
-
-    Args:
-        path: The PNG file.
-        patients: Tables of `patients_table` by split.
-
-    Raises:
-        IDCError: If the file can't be written.
-    """
-    joined = pd.concat([table.assign(split=split) for split, table in patients.items()])
-    joined = joined.sort_values(["f1", "balanced_accuracy", "correct"], ignore_index=True)
-    columns = -(-len(joined) // ROWS)
-    rows = -(-len(joined) // columns)
-    width = 7.0 if columns == 1 else 3.7 * columns
-    with drawing(path, width, 1.3 + 0.2 * max(rows, 4), columns=columns) as (figure, panels):
-        for number, axes in enumerate(panels):
-            _draw_f1_column(axes, joined.iloc[number * rows : (number + 1) * rows], rows)
-            for split, table in patients.items():
-                axes.axvline(table["f1"].mean(), color=SPLIT_COLOURS[split], ls="--", lw=1)
-        handles = [_split_handle(split, table) for split, table in patients.items()]
-        figure.legend(handles=handles, loc="outside upper left", ncols=1 if columns == 1 else 3)
-    without = int(joined["f1"].isna().sum())
-    caption = (
-        "Each patient's F1 (IDC), worst first; beside the name the share of IDC. Dashed: the mean "
-        "over the patients of a split. A low F1 with little IDC is often a few patches; one with "
-        "much IDC is a tumour that was missed."
-    )
-    if without:
-        caption += f" F1 isn't defined for the {without} without IDC, who stand at the end."
-    return Picture(path, "F1 by patient", caption, wide=columns > 1)
-
-
-def _split_handle(split: str, table: pd.DataFrame) -> Line2D:
-    mean = table["f1"].mean()
-    shown = "no F1" if np.isnan(mean) else f"mean F1 {mean:.3f}"
-    return Line2D(
-        [],
-        [],
-        color=SPLIT_COLOURS[split],
-        marker=MARKERS[split],
-        ls="--",
-        label=f"{split}, {shown}",
-    )
-
-
-def _draw_f1_column(axes: Axes, patients: pd.DataFrame, rows: int) -> None:
-    names = []
-    columns = ["patient_id", "split", "idc", "correct", "f1"]
-    for place, (patient, split, idc, correct, f1) in enumerate(
-        patients[columns].itertuples(index=False, name=None)
-    ):
-        names.append(f"{shortened(str(patient))}  {idc:.0%}")
-        if np.isnan(f1):
-            shown = f"no IDC; {correct:.0%} correct"
-            axes.text(0.02, place, shown, va="center", size=8, color=GREY)
-            continue
-        colour = SPLIT_COLOURS[split]
-        axes.plot([0, f1], [place, place], color=colour, lw=1, alpha=0.6)
-        axes.plot([f1], [place], color=colour, marker=MARKERS[split], ms=5.5, clip_on=False)
-    axes.set_yticks(range(len(names)), names, size=8)
-    axes.set(xlim=(-0.02, 1.02), ylim=(max(rows, 4) - 0.4, -0.6), xlabel="F1 (IDC)")
-    axes.text(
-        -0.015,
-        1.0,
-        "patient, IDC",
-        size=8,
-        color=GREY,
-        ha="right",
-        va="bottom",
-        transform=axes.transAxes,
-    )
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from idc_lightning.data.grid import PATCH
-from idc_lightning.figures.style import DPI, Picture, drawing
+from idc_lightning.figures.style import DPI, Picture, drawing, shortened
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -22,8 +22,11 @@ LINE = 14 / DPI
 ACROSS = 10
 """Patches in a row."""
 
-LONG = 15
-"""Letters that fit below a patch."""
+SIZE = 7
+"""Of the letters beside a patch, in points."""
+
+ROOM = TILE - 0.06
+"""Inches of a line below or above a patch."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def draw_gallery(path: Path, gallery: Gallery) -> Picture:
             row, column = divmod(number, columns)
             left, top = 0.1 + column * TILE, 0.1 + row * down
             _place(axes, tile.pixels, left, top)
-            below = "\n".join(_cut(line, LONG) for line in tile.lines)
-            axes.text(left, top + _inches(PATCH) + 0.03, below, va="top", size=7)
+            below = "\n".join(shortened(line, ROOM, SIZE) for line in tile.lines)
+            axes.text(left, top + _inches(PATCH) + 0.03, below, va="top", size=SIZE)
         if not tiles:
             axes.text(0.1, 0.1, "no patches", va="top")
     return Picture(path, gallery.title, gallery.caption, wide=columns > 6)
@@ -103,8 +106,8 @@ def draw_augmentation(
     with drawing(path, width, height) as (_, (axes,)):
         _bare(axes, width, height)
         for column, lines in enumerate(names):
-            above = "\n".join(_cut(line, LONG) for line in lines)
-            axes.text(margin + column * TILE, head - 0.04, above, va="bottom", size=7)
+            above = "\n".join(shortened(line, ROOM, SIZE) for line in lines)
+            axes.text(margin + column * TILE, head - 0.04, above, va="bottom", size=SIZE)
         for row, (view, patches) in enumerate(views.items()):
             top = head + row * TILE
             axes.text(margin - 0.1, top + _inches(PATCH) / 2, view, ha="right", va="center", size=9)
@@ -148,7 +151,3 @@ def _place(axes: Axes, pixels: Pixels, left: float, top: float) -> None:
 def _inches(pixels: int) -> float:
     """Length of so many pixels of a patch."""
     return 2 * pixels / DPI
-
-
-def _cut(line: str, limit: int) -> str:
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"

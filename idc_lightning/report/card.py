@@ -56,7 +56,7 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         if synthetic
         else "Patches in the layout of the public data set Breast Histopathology Images.",
         "Patients": f"{counts}. It must not be judged on its train patients, and dev was used to "
-        "choose epoch, temperature and threshold.",
+        "choose epoch, temperature, bias and threshold.",
         "Known limits": SYNTHETIC if synthetic else LIMITS,
     }
 

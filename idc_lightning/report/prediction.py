@@ -31,7 +31,6 @@ class Predicted:
         judgement: Of the labelled ones; None without any.
         store: Pixels and table.
         threshold: Probability from which a patch counts as IDC.
-        origin: Where it comes from, to follow "which ".
         microns: Width of a pixel in µm.
         facts: What stands at the top, by name.
         card: The model card, by name.
@@ -43,7 +42,6 @@ class Predicted:
     judgement: Judgement | None
     store: Store
     threshold: float
-    origin: str
     microns: float
     facts: Mapping[str, str]
     card: Mapping[str, str]
@@ -73,8 +71,7 @@ def write_prediction_report(folder: Path, predicted: Predicted, config: ReportCo
 def _sections(figures: Path, predicted: Predicted, config: ReportConfig) -> Iterator[Section]:
     yield Section(
         "Patients",
-        f"A patch is called IDC from the probability {predicted.threshold:.3f} on, which "
-        f"{predicted.origin}.",
+        f"A patch is called IDC from the probability {predicted.threshold:.3f} on.",
         [
             DataTable(
                 "What is said of each patient",

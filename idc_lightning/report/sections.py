@@ -11,13 +11,12 @@ from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.judgement import (
     draw_confusion,
-    draw_patient_f1,
-    draw_patients,
     draw_probabilities,
     draw_ranking,
     draw_reliability,
 )
 from idc_lightning.figures.patches import Gallery, Tile, draw_gallery
+from idc_lightning.figures.patients import draw_patient_f1, draw_patients
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide, draw_landscape
 from idc_lightning.files import safe_name
@@ -25,7 +24,7 @@ from idc_lightning.report.page import DataTable, Section
 from idc_lightning.results.bootstrap import Interval
 from idc_lightning.results.judgement import Judgement
 from idc_lightning.results.patients import Mean
-from idc_lightning.results.summary import LABELS
+from idc_lightning.results.summary import AT_THRESHOLD, LABELS
 
 KINDS = {
     0: ("Healthy patches called IDC", "the highest probability of IDC"),
@@ -63,13 +62,19 @@ def numbers(judgement: Judgement) -> Section:
     compared = [name for name in LABELS if name != "expected_calibration_error"]
     others: dict[str, list[object]] = {"metric": [LABELS[name] for name in compared]}
     for split in judgement.metrics:
-        others[f"{split} at 0.5"] = [judgement.at_half[split].get(name) for name in compared]
+        at_half = judgement.at_half[split]
+        others[f"{split} at 0.5"] = [
+            at_half[name] if name in AT_THRESHOLD else "as above" for name in compared
+        ]
         means = judgement.means[split]
         others[f"{split} by patient"] = [_mean(means.get(name)) for name in compared]
     labels = {"metric": list(LABELS.values())}
     chosen_on_dev = ""
     if "dev" in judgement.metrics:
-        chosen_on_dev = "Epoch and temperature were chosen on dev, so its values are too good. "
+        chosen_on_dev = (
+            "Epoch, temperature, bias and, unless it was given, the threshold were chosen on dev, "
+            "so its values are too good. "
+        )
     return Section(
         "Results",
         "F1, precision and recall are of the IDC class. Patches of one patient are not "
@@ -114,16 +119,14 @@ def decisions(figures: Path, judgement: Judgement) -> Section:
     threshold = decision.threshold
     return Section(
         "Decisions and probabilities",
-        f"Logits are divided by the temperature {decision.temperature:.2f}; a patch counts as IDC "
-        f"from the probability {threshold:.3f} on. Both come from dev alone, unless the threshold "
-        "was given.",
+        f"Logits are divided by the temperature {decision.temperature:.2f}, and the bias "
+        f"{decision.bias:+.2f} is added to that of IDC; a patch counts as IDC from the probability "
+        f"{threshold:.3f} on. Where they were fitted, it was on dev alone.",
         [
             draw_confusion(figures / "confusion.png", predictions, threshold=threshold),
             draw_ranking(figures / "ranking.png", predictions, threshold=threshold),
             draw_probabilities(figures / "probabilities.png", predictions, threshold=threshold),
-            draw_reliability(
-                figures / "reliability.png", predictions, temperature=decision.temperature
-            ),
+            draw_reliability(figures / "reliability.png", predictions, decision),
         ],
     )
 

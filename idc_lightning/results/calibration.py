@@ -1,12 +1,14 @@
 """Whether probabilities can be believed, and from which one on a patch is called IDC.
 
-Temperature and threshold are fitted on dev and stored with the network; test only ever uses them.
+Temperature, bias and threshold are fitted on dev and stored with the network; test only ever uses
+them.
 """
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from idc_lightning.config import Rule
 
@@ -16,36 +18,47 @@ Labels = npt.NDArray[np.int64]
 TEMPERATURES = (0.2, 20.0)
 """Where a temperature is looked for; one that separates all of dev would fall towards 0."""
 
+BIASES = (-20.0, 20.0)
+"""Likewise."""
+
 BINS = 15
 """As in C. Guo et al. 2017."""
 
 
-def fit_temperature(logits: npt.NDArray[np.float32], labels: Labels) -> float:
-    """The temperature that makes labels most likely, by softmax(logits / temperature).
+def fit_calibration(logits: npt.NDArray[np.float32], labels: Labels) -> tuple[float, float]:
+    """The temperature and bias that make labels most likely, by softmax(logits / T + (0, b)).
 
-    C. Guo et al., "On calibration of modern neural networks", ICML 2017, section 4. All patches
-    weigh the same, whatever the loss of the training did.
+    Temperature scaling (C. Guo et al., "On calibration of modern neural networks", ICML 2017) with
+    a bias (A. Alexandari et al., "Maximum likelihood with bias-corrected calibration ...", ICML
+    2020), which for two classes is J. Platt's ("Probabilistic outputs for support vector machines",
+    1999). All patches weigh the same, whatever the loss of the training did. The order of the
+    probabilities stays that of the logits.
 
     Args:
         logits: Float32 [n, 2] of dev.
         labels: Int64 [n], 0 healthy, 1 IDC.
 
     Returns:
-        A number inside `TEMPERATURES`; 1.0 where labels can't tell, as they are all the same or
-        logits don't differ between the classes.
+        Temperature and bias, inside `TEMPERATURES` and `BIASES`; (1, 0) where labels can't tell, as
+        they are all the same or logits don't differ between the classes.
     """
-    # How far the logit of the true class is above the other one.
-    ahead = np.diff(logits.astype(np.float64), axis=1)[:, 0] * np.where(labels == 1, 1, -1)
-    if len(np.unique(labels)) < 2 or not ahead.any():
-        return 1.0
+    # How far the logit of IDC is above that of healthy.
+    margin = np.diff(logits.astype(np.float64), axis=1)[:, 0]
+    if len(np.unique(labels)) < 2 or not margin.any():
+        return 1.0, 0.0
 
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -ahead / np.exp(log_temperature)).mean())
+    def loss(values: Floats) -> tuple[float, Floats]:
+        """Mean negative log-likelihood and its gradient, by slope (1 / T) and bias."""
+        calibrated = values[0] * margin + values[1]
+        wrong = expit(calibrated) - labels
+        value = np.logaddexp(0, np.where(labels == 1, -calibrated, calibrated)).mean()
+        return float(value), np.array([(wrong * margin).mean(), wrong.mean()])
 
-    # The loss is convex in 1 / temperature, so it has one minimum in the logarithm as well.
-    low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    # The loss is convex in both.
+    slopes = (1 / TEMPERATURES[1], 1 / TEMPERATURES[0])
+    found = minimize(loss, [1.0, 0.0], jac=True, bounds=[slopes, BIASES], method="L-BFGS-B")
+    slope, bias = found.x.tolist()
+    return 1 / slope, bias
 
 
 def choose_threshold(true: Labels, proba: Floats, rule: Rule, sensitivity: float) -> float:

@@ -11,53 +11,39 @@ import pandas as pd
 from torch import Tensor
 
 from idc_lightning.config import AgainResultsConfig, JudgeConfig, ResultsConfig
+from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
-from idc_lightning.metrics import idc_probability
 from idc_lightning.results.bootstrap import pooled_metrics
-from idc_lightning.results.calibration import choose_threshold, fit_temperature
+from idc_lightning.results.calibration import choose_threshold, fit_calibration
 from idc_lightning.results.patients import Mean, patient_means, patients_table
 from idc_lightning.results.predictions import write_predictions
 from idc_lightning.results.summary import AT_THRESHOLD, Metrics, judge
 
 
-@dataclass(frozen=True)
-class Decision:
-    """How logits become probabilities, and these a decision; fitted on dev.
-
-    Attributes:
-        temperature: What logits are divided by.
-        threshold: Probability from which a patch counts as IDC.
-    """
-
-    temperature: float
-    threshold: float
-
-
 def decide(logits: Tensor, true: npt.NDArray[np.int64], config: ResultsConfig) -> Decision:
-    """Fit temperature and threshold.
+    """Fit temperature, bias and threshold.
 
     Args:
         logits: Float32 [n, 2] of dev.
         true: Labels [n], 0 healthy, 1 IDC.
         config: The rule of the threshold.
     """
-    temperature = fit_temperature(logits.numpy(), true)
-    proba = idc_probability(logits / temperature).numpy().astype(np.float64)
-    threshold = choose_threshold(true, proba, config.threshold, config.sensitivity)
-    return Decision(temperature, threshold)
+    temperature, bias = fit_calibration(logits.numpy(), true)
+    calibrated = replace(UNDECIDED, temperature=temperature, bias=bias)
+    return decide_again(calibrated, config, (logits, true))
 
 
 def decide_again(
     own: Decision,
-    config: AgainResultsConfig,
+    config: ResultsConfig | AgainResultsConfig,
     dev: tuple[Tensor, npt.NDArray[np.int64]] | None,
 ) -> Decision:
-    """A run's own decision, or its temperature with another threshold.
+    """A decision with its threshold by a rule.
 
     Args:
-        own: Of the run.
-        config: The rule of the threshold, None for the run's own.
+        own: Whose temperature and bias stay.
+        config: The rule of the threshold, None for its own.
         dev: Logits float32 [n, 2] and labels [n] of the run's dev patients, if they are there.
 
     Raises:
@@ -74,7 +60,7 @@ def decide_again(
             "none: give a number, or leave it out to take the run's own threshold"
         )
     logits, true = dev
-    proba = idc_probability(logits / own.temperature).numpy().astype(np.float64)
+    proba = own.probability(logits).numpy().astype(np.float64)
     return replace(own, threshold=choose_threshold(true, proba, rule, config.sensitivity))
 
 
@@ -113,8 +99,7 @@ class Judgement:
                 split: {name: asdict(mean) for name, mean in means.items()}
                 for split, means in self.means.items()
             },
-            "threshold": self.decision.threshold,
-            "temperature": self.decision.temperature,
+            **asdict(self.decision),
         }
 
     def write_tables(self, folder: Path) -> None:

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from idc_lightning.decision import Decision
 from idc_lightning.files import write_text
-from idc_lightning.metrics import idc_probability
 
 COLUMNS = ("patient_id", "x", "y", "true", "predicted", "proba")
 
 
 def predictions_table(
-    patches: pd.DataFrame, cells: Tensor, logits: Tensor, *, temperature: float, threshold: float
+    patches: pd.DataFrame, cells: Tensor, logits: Tensor, decision: Decision
 ) -> pd.DataFrame:
     """Join logits with the patches that they belong to.
 
@@ -21,15 +21,14 @@ def predictions_table(
         patches: The data module's table.
         cells: Row numbers in it, int64 [n]; one that occurs again is left out.
         logits: Float [n, 2].
-        temperature: What they are divided by before they become probabilities.
-        threshold: Probability from which a patch counts as IDC.
+        decision: How logits are turned to calls.
 
     Returns:
         Rows in the order of ``patches``, indexed by their numbers there: patient_id, x, y (pixels,
         from 1), true (0 healthy, 1 IDC, -1 unknown), predicted (0 or 1), proba (of IDC, 0 to 1).
     """
     rows, first = np.unique(cells.numpy(), return_index=True)
-    probability = idc_probability(logits.float() / temperature).numpy()[first].astype(np.float64)
+    probability = decision.probability(logits).numpy()[first].astype(np.float64)
     chosen = patches.iloc[rows]
     return pd.DataFrame(
         {
@@ -37,7 +36,7 @@ def predictions_table(
             "x": chosen["x"].to_numpy(),
             "y": chosen["y"].to_numpy(),
             "true": chosen["target"].to_numpy(),
-            "predicted": (probability >= threshold).astype(np.int64),
+            "predicted": (probability >= decision.threshold).astype(np.int64),
             "proba": probability,
         },
         columns=list(COLUMNS),
