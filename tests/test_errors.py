@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from torchvision.models import get_model
 
 from idc_lightning.classifier import IDCClassifier
 from idc_lightning.data.demo import make_demo
+from idc_lightning.errors import IDCError
+from idc_lightning.explore import main as explore
 
 IDC = ("data=idc", "split.dev=0.2", "split.test=0.2", *SMALL[2:])
 
@@ -179,7 +182,7 @@ def test_a_split_file_that_does_not_fit(
         (["results.sensitivity=0.8"], "results.sensitivity has no effect"),
         (
             ["callbacks=lr_range_test", "scheduler.max_lr=0.1"],
-            "scheduler.max_lr has no effect, since the range test replaces it",
+            "scheduler.max_lr would be replaced by the range test",
         ),
         (["trainer=null"], "must be a string or a list"),
         (["data.augment={"], "can't read the override data.augment={: "),
@@ -293,6 +296,31 @@ def test_an_interrupted_run_is_set_aside(
     assert left == ({"run.failed"} if learned else set())
     if learned:
         assert (tmp_path / "run.failed" / "error.txt").read_text() == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [IDCError("disk full"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_results_are_kept_if_what_follows_them_fails(
+    error: BaseException,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(folder: Path, *_: object) -> None:
+        (folder / "results.json").write_text("{}")
+        raise error
+
+    monkeypatch.setattr("idc_lightning.explore.write_tables", fail)
+    run = Command(tmp_path, capsys, monkeypatch, explore)
+    with pytest.raises(ZeroDivisionError) if type(error) is ZeroDivisionError else nullcontext():
+        assert run("data.patients=3", "data.patches=30", "hydra.run.dir=run").code == 1
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith("run")} == {
+        "run.failed"
+    }
+    assert (tmp_path / "run.failed" / "results.json").read_text() == "{}"
+    said = {IDCError: "disk full", KeyboardInterrupt: "interrupted"}
+    assert (tmp_path / "run.failed" / "error.txt").read_text() == (
+        said.get(type(error), repr(error)) + "\n"
+    )
 
 
 def test_a_defect_keeps_its_traceback_but_leaves_no_run(

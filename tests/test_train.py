@@ -21,6 +21,7 @@ from torchvision.models import get_model
 from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.data.datamodule import IDCDataModule, as_float
 from idc_lightning.data.split import read_splits, split_hash
+from idc_lightning.metrics import idc_probability
 
 NAMES = {
     "f1",
@@ -245,9 +246,10 @@ def test_checkpoints_hold_the_weights_that_were_judged(
         data.setup()
         with torch.inference_mode():
             logits = [best(as_float(batch["image"])) for batch in data.eval_dataloader("dev")]
-        proba = best.decision.probability(torch.cat(logits).flatten(0, -2)).numpy()
+        judged = torch.cat(logits).flatten(0, -2)
+        proba = best.decision.probability(judged).numpy()
         assert table(tmp_path / name, "dev")["proba"].to_numpy() == pytest.approx(proba, abs=1e-5)
-        found.append(proba)
+        found.append(idc_probability(judged).numpy())
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
