@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import (
@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 
+from idc_lightning.metrics import better
+
 SHOWN = {
     "train/loss_epoch": "train loss",
     "train/f1": "F1",
@@ -20,11 +22,6 @@ SHOWN = {
     "dev/auroc": "AUROC",
 }
 """Metrics in a line of progress, and their names there."""
-
-
-def better(monitor: str) -> Literal["min", "max"]:
-    """Which values of a metric of dev are the better ones: small losses, large metrics."""
-    return "min" if monitor == "dev/loss" else "max"
 
 
 class Checkpoints(ModelCheckpoint):

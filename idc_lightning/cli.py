@@ -150,8 +150,9 @@ def _refuse_idle(config: CommandConfig, overrides: Sequence[str]) -> None:
 
 
 def _set_aside(folder: Path, reason: str) -> None:
-    """Remove a run folder without a checkpoint; give another a name that says that it failed."""
-    if not any((folder / "checkpoints").glob("*.ckpt")):
+    """Remove a run folder in which nothing was learned or found; rename another as failed."""
+    learned = any((folder / "checkpoints").glob("*.ckpt"))
+    if not learned and not (folder / "results.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         return
     write_text(folder / "error.txt", f"{reason}\n")

@@ -107,8 +107,8 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
             "trained on or doesn't know: give other tissue by data.root=<folder>"
         )
     store = decode(index.root, judged, edge_patches=data.edge_patches, on_broken=data.on_broken)
-    patients = _gone(run, table) if own else _left_out(table)
-    return store, [*source.notes, *index.notes(), *patients, *store.notes()]
+    changed = _changed(run, table, store) if own else _left_out(table)
+    return store, [*source.notes, *index.notes(), *changed, *store.notes()]
 
 
 def _elsewhere(data: AnyData, other: AgainDataConfig) -> AnyData:
@@ -122,16 +122,26 @@ def _left_out(table: pd.DataFrame) -> list[str]:
     return [f"left out train patients of the run: {known:,}"] if known else []
 
 
-def _gone(run: Run, table: pd.DataFrame) -> list[str]:
-    """A line on the patients of the run's own data who aren't there any more."""
+def _changed(run: Run, table: pd.DataFrame, store: Store) -> list[str]:
+    """Lines on what has become of the run's own data since it was trained.
+
+    Args:
+        run: The run.
+        table: All patches of its patients.
+        store: Those of dev and test that were read.
+    """
     wanted = run.splits.index[run.splits != "train"]
     gone = sorted(set(wanted) - set(table["patient_id"]))
-    if not gone:
-        return []
-    return [
-        f"dev and test patients of the run are gone from its data: {listed(gone)}; so the numbers "
-        "aren't those of the run"
+    counts = {name: len(rows_of(store.table, name)) for name in ("dev", "test")}
+    different = [
+        f"{name} had {run.patches[name]:,} patches and has {count:,}"
+        for name, count in counts.items()
+        if count != run.patches[name]
     ]
+    notes = different
+    if gone:
+        notes = [f"dev and test patients of the run are gone from its data: {listed(gone)}"]
+    return [f"{note}; so the numbers aren't those of the run" for note in notes]
 
 
 def predict_splits(

@@ -8,8 +8,10 @@ from rich.table import Table
 
 from idc_lightning.cli import run_command
 from idc_lightning.config import AnyData, ExploreConfig
+from idc_lightning.data.grid import PATCH
 from idc_lightning.data.health import (
     ACROSS_SPLITS,
+    SMALL_INSIDE,
     describe_patients,
     find_problems,
     summarise,
@@ -70,8 +72,7 @@ def read_data(config: ExploreConfig) -> Explored:
     if config.data.sample is not None:
         table = sample_patches(table, config.data.sample, seed=config.seed)
         notes.append(f"read {len(table):,} of {len(index.table):,} patches: data.sample is set")
-    edge_patches = "resize" if config.data.edge_patches == "resize" else "pad"
-    store = decode(index.root, table, edge_patches=edge_patches, on_broken="skip")
+    store = decode(index.root, table, edge_patches="pad", on_broken="skip")
     store = replace(store, table=store.table.assign(split=store.table["patient_id"].map(splits)))
     findings = find_problems(index, store, source.notes)
     return Explored(
@@ -120,8 +121,10 @@ def what_stops_training(findings: pd.DataFrame, data: AnyData) -> list[str]:
         notes.append(stops.format("files that can't be read", "on_broken=skip"))
     if "both labels" in counts and data.on_conflict == "error":
         notes.append(stops.format("positions with both labels", "on_conflict=drop"))
-    if "edge" in counts and data.edge_patches == "drop":
-        notes.append("edge patches are shown here; idc-train leaves them out, as you set")
+    changes = {"drop": "leaves them out", "resize": f"stretches them to {PATCH}x{PATCH} px"}
+    if data.edge_patches in changes and ("edge" in counts or SMALL_INSIDE in counts):
+        change = changes[data.edge_patches]
+        notes.append(f"edge patches are shown here as they are; idc-train {change}, as you set")
     return notes
 
 

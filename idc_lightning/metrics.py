@@ -1,5 +1,7 @@
 """Which metrics are computed; IDC is the positive class throughout."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,6 +55,11 @@ def patch_metrics(threshold: float) -> MetricCollection:
             "average_precision": BinaryAveragePrecision(ignore_index=NO_LABEL),
         }
     )
+
+
+def better(monitor: str) -> Literal["min", "max"]:
+    """Which values of a metric of dev are the better ones: small losses, large metrics."""
+    return "min" if monitor == "dev/loss" else "max"
 
 
 def _float32_below(number: float) -> float:

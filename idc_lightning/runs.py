@@ -29,6 +29,7 @@ class Run:
         classifier: With its decision, ready for evaluation.
         data: The data that it was trained on.
         splits: ``"train"``, ``"dev"`` or ``"test"`` by patient_id.
+        patches: Number of patches by split, when it was trained.
         seed: The run's seed.
         monitor: The metric by which its best epoch was taken, such as ``"dev/f1"``.
         precision: In which it computed, such as ``"32-true"``; None if the checkpoint doesn't say.
@@ -39,6 +40,7 @@ class Run:
     classifier: IDCClassifier
     data: AnyData
     splits: pd.Series
+    patches: dict[str, int]
     seed: int
     monitor: str
     precision: str | None
@@ -77,6 +79,7 @@ class _Memory(BaseModel):
 
     data: AnyData
     splits: dict[str, Literal["train", "dev", "test"]]
+    patches: dict[str, int]
     seed: Seed
 
 
@@ -107,6 +110,7 @@ def read_run(path: Path) -> Run:
         classifier=classifier,
         data=memory.data,
         splits=pd.Series(memory.splits, name="split", dtype=object).rename_axis("patient_id"),
+        patches=memory.patches,
         seed=memory.seed,
         monitor=monitor,
         precision=content.get("precision"),

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
-from idc_lightning.callbacks import AveragedWeights, Checkpoints, EpochLines, Throughput, better
+from idc_lightning.callbacks import AveragedWeights, Checkpoints, EpochLines, Throughput
 from idc_lightning.config import (
     CallbacksConfig,
     Config,
@@ -24,6 +24,7 @@ from idc_lightning.config import (
 )
 from idc_lightning.errors import IDCError
 from idc_lightning.lr_range_test import LRRangeTest
+from idc_lightning.metrics import better
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 

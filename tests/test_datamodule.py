@@ -220,9 +220,16 @@ def test_the_state_holds_plain_values_and_comes_back(tmp_path: Path, tissue: Ove
     torch.save(data.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert parse(AnyData, state.pop("data")) == data.data
-    assert state == {"seed": 0, "splits": PATIENTS, "split_hash": data.split_hash()}
+    assert state == {
+        "seed": 0,
+        "splits": PATIENTS,
+        "split_hash": data.split_hash(),
+        "patches": {"train": 3 * EACH, "dev": 2 * EACH, "test": EACH},
+    }
     data.load_state_dict(state)
-    ready(tmp_path, *tissue, "data.sample=20").load_state_dict(state)
+    sampled = ready(tmp_path, *tissue, "data.sample=20")
+    sampled.load_state_dict(state)
+    assert sum(sampled.state_dict()["patches"].values()) == 20
 
 
 def test_another_split_is_refused(tmp_path: Path, tissue: Overrides) -> None:
@@ -318,20 +325,24 @@ def test_edge_patches_are_padded_in_batches(tmp_path: Path, tissue: Overrides) -
 
 
 @pytest.mark.parametrize(
-    ("choice", "note", "edges"),
+    ("choice", "notes", "edges"),
     [
-        ("pad", "edge patches smaller than 50x50 px: 1", 1),
-        ("resize", "edge patches smaller than 50x50 px: 1", 1),
-        ("drop", "left out 1 edge patches", 0),
+        ("pad", ["edge patches smaller than 50x50 px: 1"], 1),
+        (
+            "resize",
+            ["edge patches smaller than 50x50 px: 1", "edge patches stretched to 50x50 px: 1"],
+            1,
+        ),
+        ("drop", ["left out 1 edge patches"], 0),
     ],
 )
 def test_edge_patches_become_what_is_asked_for(
-    tmp_path: Path, tissue: Overrides, choice: str, note: str, edges: int
+    tmp_path: Path, tissue: Overrides, choice: str, notes: list[str], edges: int
 ) -> None:
     path = files(tmp_path, "9")[0]
     Image.open(path).crop((0, 0, PATCH, 20)).save(path)
     data = ready(tmp_path, *tissue, f"data.edge_patches={choice}")
-    assert data.notes() == [note]
+    assert data.notes() == notes
     assert data.table["edge"].sum() == edges
     assert len(data.table) == EACH * len(PATIENTS) - (not edges)
     white = (data.store.pixels == 255).all(axis=(1, 2, 3)).any()

@@ -192,6 +192,23 @@ def test_patients_that_are_gone_are_told(tmp_path: Path) -> None:
         evaluate(evaluation(run), tmp_path / "third")
 
 
+def test_patches_that_are_gone_are_told(tmp_path: Path) -> None:
+    run = trained(tmp_path)
+    next((tmp_path / "tissue" / "104").rglob("*.png")).unlink()
+    (note,) = evaluate(evaluation(run), tmp_path / "again")["notes"]
+    assert note == "dev had 18 patches and has 17; so the numbers aren't those of the run"
+
+
+def test_an_odd_log_leaves_out_its_curves_and_nothing_else(tmp_path: Path) -> None:
+    run = trained(tmp_path)
+    (run / "metrics.csv").write_text("epoch,step\n")
+    evaluate(evaluation(run, "report.enabled=true", "report.patients=[]"), tmp_path / "again")
+    check_same(run, tmp_path / "again")
+    page = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    assert "metrics.csv is no log of a run" in page
+    assert ">Training</h2>" not in page
+
+
 def test_a_failed_run_can_be_judged_but_says_so(run: Path, tmp_path: Path) -> None:
     failed = tmp_path / "run.failed"
     (failed / "checkpoints").mkdir(parents=True)

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers_command import Command, Ended
@@ -11,10 +13,13 @@ from helpers_data import data_config, make_patches, pixels_of, place_of, real_ro
 from helpers_model import told
 from PIL import Image
 
+import idc_lightning.report.exploration as exploration
 from idc_lightning.config import ReportConfig
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.split import read_splits
 from idc_lightning.explore import main, what_stops_training
+from idc_lightning.figures.style import Picture
+from idc_lightning.figures.tissue import Slide
 from idc_lightning.report.sections import check_patients, chosen
 
 SCRIPT = "<script>alert(1)<script>"
@@ -114,12 +119,14 @@ def test_wrong_data_is_listed_and_stops_nothing(tmp_path: Path, run: Run) -> Non
     for patient in USUAL:  # in all splits
         Image.fromarray(pixels_of(("copy", 0, 0, 0))).save(place_of(data, (patient, 601, 1, 0)))
     Image.fromarray(pixels_of(("3", 701, 1, 0))[:, :9]).save(place_of(data, ("3", 701, 1, 0)))
+    Image.fromarray(pixels_of(("4", 1, 1, 0))[:9]).save(place_of(data, ("4", 1, 1, 0)))
     ended = run("report.patients=[1]")
     counts = health(tmp_path)["kind"].value_counts()
     assert counts["both labels"] == 2
     assert counts["broken"] == 1
     assert counts["duplicate across splits"] == len(USUAL)
     assert counts["edge"] == 1
+    assert counts["small inside"] == 1
     rows = patients(tmp_path)
     assert rows["broken"].sum() == rows.loc["2", "broken"] == 1
     assert (rows["duplicates"] == 1).all()
@@ -128,6 +135,9 @@ def test_wrong_data_is_listed_and_stops_nothing(tmp_path: Path, run: Run) -> Non
     assert "data.on_broken=skip" in told_by_console
     assert "data.on_conflict=drop" in told_by_console
     assert (tmp_path / "out/figures/health_edge.png").is_file()
+    assert len(list((tmp_path / "out/figures").glob("health_small_inside*"))) == 1
+    listed = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "4/0/4_idx5_x1_y1_class0.png" in listed  # among the findings to look at
     assert list((tmp_path / "out/figures").glob("health_duplicate*"))
 
 
@@ -231,6 +241,48 @@ def test_a_split_that_names_some_patients_only(tmp_path: Path, run: Run) -> None
     assert compared["patches"].to_dict() == {"train": 5, "dev": 5, "test": 5, "all": 15}
 
 
+def test_edge_patches_are_shown_unstretched_but_augmented_as_training_does(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_patches(tmp_path / "data", tissue(USUAL))
+    patch = ("17", 101, 601, 1)
+    edge = place_of(tmp_path / "data", patch)
+    Image.fromarray(pixels_of(patch)[:, :20]).save(edge)
+    drawn: dict[str, Any] = {}
+
+    def keep(path: Path, what: Any, *more: Any) -> Picture:
+        drawn[path.stem] = (what, *more)
+        return picture(path, what, *more)
+
+    picture = exploration.draw_augmentation
+    monkeypatch.setattr(exploration, "draw_augmentation", keep)
+    tissues = exploration.draw_tissue_pair
+
+    def keep_tissue(path: Path, slide: Slide, pixels: Any, target: Any) -> Picture:
+        drawn[path.stem] = pixels
+        return tissues(path, slide, pixels, target)
+
+    monkeypatch.setattr(exploration, "draw_tissue_pair", keep_tissue)
+    run("report.patients=[17]", "data.edge_patches=resize", "report.gallery=2")
+    assert (drawn["17"][:, :, 20:] == 255).all(axis=(1, 2, 3)).sum() == 1
+    views, _ = drawn["augmentation"]
+    (at,) = [number for number, pixels in enumerate(views["file"]) if pixels.shape[1] == 20]
+    expected = Image.open(edge).resize((PATCH, PATCH), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(views["evaluation"][at], np.asarray(expected))
+    assert all((pixels[:, 20:] != 255).any() for pixels in views["train, epoch 0"])
+
+
+def test_captions_claim_nothing_of_this_tissue(tmp_path: Path, run: Run) -> None:
+    """Noise is tissue in this layout, too."""
+    make_patches(tmp_path / "data", tissue(USUAL))
+    run("report.patients=[1]", "report.gallery=2")
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "pathologist" not in page
+    stains = [sentence for sentence in page.split(". ") if "violet" in sentence]
+    assert len(stains) == 2
+    assert all("In tissue stained with H&amp;E" in sentence for sentence in stains)
+
+
 def test_what_training_would_do_is_told() -> None:
     findings = pd.DataFrame({"kind": ["broken", "both labels", "edge"]})
     strict = what_stops_training(findings, data_config())
@@ -238,8 +290,13 @@ def test_what_training_would_do_is_told() -> None:
         "idc-train will stop at files that can't be read unless data.on_broken=skip is set",
         "idc-train will stop at positions with both labels unless data.on_conflict=drop is set",
     ]
-    lenient = data_config(on_broken="skip", on_conflict="drop", edge_patches="drop")
-    assert len(what_stops_training(findings, lenient)) == 1
+    lenient = {"on_broken": "skip", "on_conflict": "drop"}
+    for edge_patches, told_of in (("drop", "leaves them out"), ("resize", "stretches them")):
+        config = data_config(**lenient, edge_patches=edge_patches)
+        (note,) = what_stops_training(findings, config)
+        assert f"idc-train {told_of}" in note
+        inside = pd.DataFrame({"kind": ["small inside"]})
+        assert what_stops_training(inside, config) == [note]
     assert what_stops_training(findings[:0], data_config()) == []
 
 

@@ -1,14 +1,13 @@
 """Pictures of a data set: which numbers they show, and that odd data is drawn too."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_figures import NAMES, assert_all_inside, assert_no_text_overlaps, keep_figures
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 import idc_lightning.figures.dataset as dataset
@@ -16,7 +15,8 @@ import idc_lightning.figures.patches as patches
 from idc_lightning.data.grid import PATCH
 from idc_lightning.figures.dataset import draw_overview, draw_splits
 from idc_lightning.figures.patches import Gallery, Tile, draw_augmentation, draw_gallery
-from idc_lightning.figures.style import drawing
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 Drawn = Callable[[], list[Axes]]
 
@@ -24,17 +24,8 @@ Drawn = Callable[[], list[Axes]]
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """The axes of the picture that was drawn last."""
-    kept: list[list[Axes]] = []
-
-    @contextmanager
-    def watched(*args: object, **more: object) -> Iterator[tuple[Figure, list[Axes]]]:
-        with drawing(*args, **more) as (figure, axes):  # type: ignore[arg-type]
-            kept.append(axes)
-            yield figure, axes
-
-    for module in (dataset, patches):
-        monkeypatch.setattr(module, "drawing", watched)
-    return lambda: kept[-1]
+    kept = keep_figures(monkeypatch, dataset, patches)
+    return lambda: kept[-1].axes
 
 
 def table(*rows: tuple[str, str | None, int, int]) -> pd.DataFrame:
@@ -151,3 +142,15 @@ def test_the_preview_shows_edge_patches_at_their_own_size(tmp_path: Path, drawn:
         sizes.append((round(55 * (right - left)), round(55 * (bottom - top))))
     assert sizes == [(50, 20), (50, 50), (50, 50), (50, 50)]
     assert [text.get_text() for text in axes.texts] == ["a", "b", "file", "train"]
+
+
+def test_names_stay_below_and_above_their_own_patch(tmp_path: Path, drawn: Drawn) -> None:
+    lines = [(name, "x 4,451, y 4,401", "p = 0.123") for name in NAMES]
+    pixels = np.zeros((PATCH, PATCH, 3), np.uint8)
+    draw_gallery(tmp_path / "a.png", Gallery("t", "c", [Tile(pixels, line) for line in lines * 2]))
+    figures = [drawn()[0].figure]
+    draw_augmentation(tmp_path / "b.png", {"train, epoch 0": [pixels] * len(lines)}, lines)
+    figures.append(drawn()[0].figure)
+    for figure in figures:
+        assert_all_inside(figure)
+        assert_no_text_overlaps(figure)

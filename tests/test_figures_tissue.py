@@ -1,12 +1,15 @@
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_figures import (
+    NAMES,
+    assert_all_inside,
+    assert_no_text_overlaps,
+    keep_figures,
+)
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,6 +24,8 @@ from idc_lightning.figures.tissue import (
     draw_tissue_pair,
     tint,
 )
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 # An L that no turn, flip or swap of x and y maps onto itself; its corner isn't that of the slide.
 CELLS = ((3, 2), (4, 2), (5, 2), (6, 2), (3, 3), (3, 4))
@@ -38,18 +43,7 @@ def predictions(true: np.ndarray = TARGET) -> pd.DataFrame:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn, after they were written."""
-    figures: list[Figure] = []
-    original = tissue.drawing
-
-    @contextmanager
-    def kept(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with original(*args, **kwargs) as (figure, axes):
-            figures.append(figure)
-            yield figure, axes
-
-    monkeypatch.setattr(tissue, "drawing", kept)
-    return figures
+    return keep_figures(monkeypatch, tissue)
 
 
 def colours(figure: Figure, path: Path, panel: int) -> np.ndarray:
@@ -148,21 +142,79 @@ def test_maps_of_labels_are_to_one_scale(tmp_path: Path, drawn: list[Figure]) ->
     np.testing.assert_allclose(found, wanted, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    "name", ["<script>alert(1)<script>", "$x_1$ & $", "a" * 300, "\N{GRINNING FACE}"]
-)
-def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
-    slide = Slide(name, SLIDE.x, SLIDE.y, microns=4.0)
-    picture = draw_tissue_pair(tmp_path / "a.png", slide, PIXELS, TARGET)
-    assert picture.title == f"Patient {name}"
-    assert Image.open(picture.path).width > 500
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 60), (60, 1)])
-def test_slides_of_any_shape_can_be_drawn(tmp_path: Path, rows: int, columns: int) -> None:
+def block(name: str, rows: int, columns: int) -> Slide:
     y, x = (part.ravel() for part in np.indices((rows, columns)) * PATCH + 1)
-    slide = Slide("1", x, y, microns=4.0)
-    pixels = np.zeros((len(x), PATCH, PATCH, 3), dtype=np.uint8)
-    table = pd.DataFrame({"true": 1, "predicted": 1, "proba": 1.0}, index=range(len(x)))
-    picture = draw_landscape(tmp_path / "a.png", slide, pixels, table, threshold=0.5)
-    assert max(Image.open(picture.path).size) < 2000
+    return Slide(name, x, y, microns=4.0)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_any_name_can_be_drawn(tmp_path: Path, drawn: list[Figure], name: str) -> None:
+    slide = Slide(name, SLIDE.x, SLIDE.y, microns=4.0)
+    pictures = [
+        draw_tissue_pair(tmp_path / "a.png", slide, PIXELS, TARGET),
+        draw_landscape(tmp_path / "b.png", slide, PIXELS, predictions(), threshold=0.5),
+        draw_landscape(tmp_path / "c.png", slide, PIXELS, predictions(0 * TARGET - 1), threshold=1),
+    ]
+    assert {picture.title for picture in pictures} == {f"Patient {name}"}
+    for figure in drawn:
+        assert_all_inside(figure)
+        assert_no_text_overlaps(figure)
+
+
+SHAPES = [(1, 1), (1, 60), (60, 1), (60, 10), (20, 60), (45, 40)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_slides_of_any_shape_can_be_drawn(
+    tmp_path: Path, drawn: list[Figure], rows: int, columns: int
+) -> None:
+    slide = block("1", rows, columns)
+    pixels = np.zeros((len(slide.x), PATCH, PATCH, 3), dtype=np.uint8)
+    table = pd.DataFrame({"true": 1, "predicted": 1, "proba": 1.0}, index=range(len(slide.x)))
+    draw_landscape(tmp_path / "a.png", slide, pixels, table, threshold=0.5)
+    draw_tissue_pair(tmp_path / "b.png", slide, pixels, np.ones(len(pixels), dtype=np.int64))
+    for figure in drawn:
+        assert_all_inside(figure)
+        assert_no_text_overlaps(figure)
+        assert max(figure.bbox.size) < 2000
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("count", [1, len(NAMES)])
+def test_names_stand_above_their_own_labels(
+    tmp_path: Path, drawn: list[Figure], rows: int, columns: int, count: int
+) -> None:
+    slides = {name: block(name, rows, columns) for name in NAMES[-count:]}
+    maps = {name: (slide, np.ones(rows * columns, int)) for name, slide in slides.items()}
+    draw_target_maps(tmp_path / "a.png", maps)
+    assert_all_inside(drawn[0])
+    assert_no_text_overlaps(drawn[0])
+    for axes in drawn[0].axes[:count]:
+        assert axes.get_title(loc="left").endswith("  100% IDC")
+
+
+@pytest.mark.parametrize("large", [(20, 200), (200, 20)])
+def test_small_slides_are_seen_beside_a_large_one(
+    tmp_path: Path, drawn: list[Figure], large: tuple[int, int]
+) -> None:
+    slides = [block("large", *large), *(block(str(n), 30, 30) for n in range(8))]
+    maps = {slide.patient_id: (slide, np.ones(len(slide.x), int)) for slide in slides}
+    draw_target_maps(tmp_path / "a.png", maps)
+    for axes in drawn[0].axes[1:9]:
+        left, right = axes.transData.transform([(1, 1), (30 * PATCH, 1)])[:, 0]
+        assert right - left >= 70
+    assert drawn[0].bbox.width < 1400
+
+
+def test_a_border_is_drawn_where_all_patches_are_labelled(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    true = TARGET.copy()
+    whole = draw_landscape(tmp_path / "a.png", SLIDE, PIXELS, predictions(true), threshold=0.5)
+    true[0] = -1
+    part = draw_landscape(tmp_path / "b.png", SLIDE, PIXELS, predictions(true), threshold=0.5)
+    lines = [[len(axes.collections) for axes in figure.axes[:4]] for figure in drawn]
+    assert lines == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert "white line" in whole.caption
+    assert "white line" not in part.caption
+    assert "of the 5 with a label" in part.caption

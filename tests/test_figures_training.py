@@ -1,14 +1,18 @@
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers_model import told
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_figures_judgement import assert_all_inside, keep_figures
 
 import idc_lightning.figures.training as training
+from idc_lightning.errors import IDCError
 from idc_lightning.figures.training import (
     DEV_METRICS,
     draw_dev_metrics,
@@ -96,11 +100,87 @@ def test_any_optimizers_rate_is_read(tmp_path: Path) -> None:
     assert curves.steps["rate"].iloc[0] == 0.01
 
 
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "epoch,step\n0,1\n", "\x00\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "a,b\n1,2\n", "epoch,step\n0,1\n", "\x00\xff", "a,b\n1,2\n1,2,3,4\n"]
+)
 def test_files_that_are_no_log_are_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.csv").write_text(content, encoding="latin-1")
     with told("metrics.csv is no log of a run"):
         read_curves(tmp_path / "metrics.csv", monitor="dev/f1")
+
+
+def without(path: Path, column: str) -> Path:
+    pd.read_csv(path).drop(columns=column).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("column", ["epoch", "step", "train/loss_epoch", "dev/loss", "dev/auroc"])
+def test_a_column_that_is_lacking_is_named(tmp_path: Path, column: str) -> None:
+    path = without(write_log(tmp_path / "metrics.csv"), column)
+    with told(f"metrics.csv is no log of a run that learned: it has no {column}"):
+        read_curves(path, monitor="dev/f1")
+
+
+def test_the_monitored_column_is_needed_too(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "metrics.csv")
+    with told("it has no dev/specificity"):
+        read_curves(path, monitor="dev/specificity")
+
+
+def test_logs_of_runs_that_ended_before_dev_are_told(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "metrics.csv")
+    log = pd.read_csv(path)
+    header, first, no_number = log[:0], log[:15], log.copy()
+    no_number.loc[no_number["dev/loss"].notna(), "epoch"] = np.nan
+    for early in (header, first, no_number):
+        early.to_csv(path, index=False)
+        with told("metrics.csv holds no epoch of a run in which dev was judged"):
+            read_curves(path, monitor="dev/f1")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("epoch", "two"),
+        ("epoch", 0.5),
+        ("epoch", -1.0),
+        ("step", "inf"),
+        ("step", 1e300),
+        ("dev/f1", "0.5.1"),
+        ("dev/recall", "2024-01-01"),
+        ("lr-SGD", "fast"),
+        ("test/loss", "x" * 1000),
+    ],
+)
+def test_values_that_are_no_numbers_are_told(tmp_path: Path, column: str, value: object) -> None:
+    path = write_log(tmp_path / "metrics.csv")
+    log = pd.read_csv(path).astype({column: object})
+    log.loc[7, column] = value
+    log.to_csv(path, index=False)
+    with told(f"metrics.csv is damaged: {column} is {str(value)[:40]!r} in line 9"):
+        read_curves(path, monitor="dev/f1")
+
+
+def test_rows_longer_than_the_header_are_told(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "metrics.csv")
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"0,{row}" for row in rows)]))
+    with told("its rows have more values than its header names"):
+        read_curves(path, monitor="dev/f1")
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 4000), rest=st.text(',.-0e9\n"ax', max_size=8))
+def test_a_log_cut_anywhere_is_drawn_or_told(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, rest: str
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    path = write_log(folder / "metrics.csv")
+    path.write_text(path.read_text()[:cut] + rest)
+    with suppress(IDCError):  # any other exception fails the test
+        curves = read_curves(path, monitor="dev/f1")
+        assert curves.epochs["dev"].notna().any()
+        assert curves.epochs.index.dtype == curves.steps["step"].dtype == np.int64
 
 
 def test_an_absent_log_is_told(tmp_path: Path) -> None:
@@ -173,10 +253,14 @@ def test_short_and_long_runs_can_be_seen(
                 assert low <= x.min() <= x.max() <= high
 
 
-def test_a_log_without_rates_still_has_pictures(tmp_path: Path, figures: list[Figure]) -> None:
-    path = write_log(tmp_path / "metrics.csv")
-    pd.read_csv(path).drop(columns="lr-SGD").to_csv(path, index=False)
-    curves = read_curves(path, monitor="dev/f1")
-    draw_losses(tmp_path / "loss.png", curves)
-    draw_rate(tmp_path / "rate.png", curves)
-    assert len(figures) == 2
+def test_a_run_without_logged_steps_still_has_pictures(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    path = without(write_log(tmp_path / "metrics.csv"), "lr-SGD")
+    assert len(draw_training(path, tmp_path / "rates", "dev/f1")) == 2
+    loss, _ = draw_training(without(path, "train/loss"), tmp_path / "steps", "dev/f1")
+    assert [len(figure.axes) for figure in figures] == [2, 1, 1, 1]
+    assert line(figures[2].axes[0], "dev") == ([1, 2, 3, 4], LOSS)
+    assert "logged batches" not in loss.caption
+    for figure in figures:
+        assert_all_inside(figure)

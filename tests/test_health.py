@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_data import make_patches, pixels_of, place_of
+from helpers_data import make_patches, pixels_of, place_of, real_root
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,7 +22,8 @@ from idc_lightning.data.health import (
     summarise,
 )
 from idc_lightning.data.index import Index, read_index
-from idc_lightning.data.store import Store, decode
+from idc_lightning.data.size import small_inside
+from idc_lightning.data.store import HEADER, Store, decode
 
 Cell = tuple[int, int]
 """Column and row."""
@@ -73,7 +74,7 @@ def test_files_that_are_wrong_are_each_listed(tmp_path: Path) -> None:
     make_patches(tmp_path, [("1", 1, 1, 0), ("1", 51, 51, 0), ("1", 51, 51, 1)])
     place_of(tmp_path, ("2", 101, 1, 1)).write_bytes(b"no image")
     write(tmp_path, ("1", 201, 1, 0), np.full((PATCH, PATCH, 3), 255, np.uint8))
-    write(tmp_path, ("1", 301, 1, 0), pixels_of(("1", 301, 1, 0))[:12, :40])
+    write(tmp_path, ("1", 301, 51, 0), pixels_of(("1", 301, 51, 0))[:12, :40])
     (tmp_path / ".hidden").touch()
     findings = problems(tmp_path, {"1": "train", "2": "test"})
     assert of_kind(findings, "broken") == [("2", 101, 1, "not a PNG image")]
@@ -82,12 +83,50 @@ def test_files_that_are_wrong_are_each_listed(tmp_path: Path) -> None:
         ("1", 51, 51, "labelled IDC here"),
     ]
     assert of_kind(findings, "blank") == [("1", 201, 1, "one colour throughout")]
-    assert of_kind(findings, "edge") == [("1", 301, 1, "40x12 px")]
+    assert of_kind(findings, "edge") == [("1", 301, 51, "40x12 px")]
+    assert of_kind(findings, "small inside") == []
     left_out = findings[findings["kind"] == "left out"]
     assert left_out["detail"].tolist() == ["left out 3 of the archive", "left out 1 hidden files"]
     assert left_out[["patient_id", "x", "y", "path"]].isna().all().all()
     kinds = findings["kind"].drop_duplicates().tolist()
     assert kinds == [kind for kind in MEANINGS if kind in kinds]
+
+
+def test_small_patches_are_of_the_edge_only_in_the_last_column_or_row(tmp_path: Path) -> None:
+    # Three columns and rows; the ends of another patient and of a broken file don't mix in.
+    make_patches(tmp_path, [("1", 1, 1, 0), ("2", 501, 501, 0)])
+    place_of(tmp_path, ("1", 101, 101, 0)).write_bytes(b"")
+    small = {
+        (101, 1): (40, 50),  # last column, narrow
+        (101, 51): (50, 40),  # last column, but low
+        (1, 101): (50, 40),  # last row, low
+        (51, 101): (40, 40),  # last row, but narrow, too
+        (51, 51): (49, 50),
+    }
+    for (x, y), (width, height) in small.items():
+        pixels = pixels_of(("1", x, y, 0))[:height, :width]
+        write(tmp_path, ("1", x, y, 0), pixels)
+    index, store = read(tmp_path, {"1": "train", "2": "test"})
+    findings = find_problems(index, store)
+    assert of_kind(findings, "edge") == [("1", 101, 1, "40x50 px"), ("1", 1, 101, "50x40 px")]
+    assert of_kind(findings, "small inside") == [
+        ("1", 51, 51, "49x50 px"),
+        ("1", 101, 51, "50x40 px"),
+        ("1", 51, 101, "40x40 px"),
+    ]
+    described = describe_patients(index, store.table, pd.Series(), findings, microns=4.0)
+    assert described["edge"].tolist() == [2, 0]
+    assert described["small_inside"].tolist() == [3, 0]
+
+
+def test_the_real_tissue_has_no_small_patch_inside() -> None:
+    index = read_index(real_root(), on_conflict="drop")
+    heads = ((index.root / path).read_bytes()[: HEADER.size] for path in index.table["path"])
+    headers = [HEADER.unpack(head) for head in heads]
+    sizes = pd.DataFrame(headers, columns=["start", "width", "height", "bits"])
+    table = index.table.join(sizes)
+    assert (table[["width", "height"]] < PATCH).any(axis=1).sum() == 168
+    assert not small_inside(table, index.table).any()
 
 
 def test_copies_are_told_apart_by_how_far_they_reach(tmp_path: Path) -> None:
@@ -188,6 +227,7 @@ def test_each_patient_is_described(tmp_path: Path) -> None:
         "idc_patches": 3,
         "idc": 3 / 8,
         "edge": 0,
+        "small_inside": 0,
         "blank": 0,
         "duplicates": 0,
         "both_labels": 0,

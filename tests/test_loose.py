@@ -1,5 +1,6 @@
 """New patches in folders of any depth: names, copies, conflicts, and what is told of mistakes."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -255,13 +256,51 @@ def test_edges_and_broken_files_are_no_other_size(tmp_path: Path) -> None:
     check_size(found.root, found.table)
     found = sized(tmp_path / "bottom", (50, 7), (50, 7))
     check_size(found.root, found.table)
-    for name in ("7_x1_y51.png", "7_x51_y51.png", "7_x101_y51.png"):
+    for name in ("7_x101_y1.png", "7_x151_y1.png", "7_x201_y1.png"):
         (tmp_path / "bottom" / name).write_bytes(b"\x89PNG")
-    (tmp_path / "bottom" / "7_x151_y51.png").symlink_to("nowhere")
+    (tmp_path / "bottom" / "7_x251_y1.png").symlink_to("nowhere")
     found = read_loose(tmp_path / "bottom")
     assert len(found.table) == 6
     check_size(found.root, found.table)
     check_size(found.root, found.table.iloc[2:])
+
+
+def grid(folder: Path, sizes: dict[tuple[int, int], tuple[int, int]]) -> Loose:
+    """Ten times ten patches of one patient, these of another width and height."""
+    folder.mkdir()
+    for column, row in itertools.product(range(10), range(10)):
+        size = sizes.get((column, row), (50, 50))
+        Image.new("RGB", size).save(folder / f"7_x{1 + 50 * column}_y{1 + 50 * row}.png")
+    return read_loose(folder)
+
+
+@pytest.mark.parametrize(("few", "told_of"), [(3, False), (4, True)])
+def test_a_few_small_patches_inside_are_tolerated(tmp_path: Path, few: int, told_of: bool) -> None:
+    found = grid(tmp_path / "few", {(column, 4): (25, 25) for column in range(few)})
+    if told_of:
+        with told("4 of 100 patches of", "are smaller inside the tissue, such as 25x25 px"):
+            check_size(found.root, found.table)
+    else:
+        check_size(found.root, found.table)
+
+
+def test_edges_of_any_number_are_no_other_size(tmp_path: Path) -> None:
+    right = {(9, row): (7, 50) for row in range(10)}
+    bottom = {(column, 9): (50, 3) for column in range(9)}
+    found = grid(tmp_path / "edges", right | bottom | {(9, 9): (7, 3)})
+    check_size(found.root, found.table)
+
+
+@pytest.mark.parametrize("size", [(40, 50), (50, 40)])
+def test_patches_smaller_in_one_direction_are_refused(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    every = itertools.product(range(10), range(10))
+    found = grid(tmp_path / "narrow", dict.fromkeys(every, size))
+    with told(
+        "90 of 100 patches of", f"such as {size[0]}x{size[1]} px, but the run was trained on 50x50"
+    ):
+        check_size(found.root, found.table)
 
 
 @settings(max_examples=40, deadline=None)

@@ -251,6 +251,9 @@ def test_broken_files_can_be_left_out(tmp_path: Path) -> None:
 def test_one_file_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "edge.png").write_bytes(png(RGB[:9, :40]))
     np.testing.assert_array_equal(read_patch(tmp_path / "edge.png"), RGB[:9, :40])
+    stretched = read(tmp_path, png(RGB[:9, :40]), edge_patches="resize").pixels[0]
+    found = read_patch(tmp_path / "edge.png", stretched=True)
+    np.testing.assert_array_equal(found, stretched)
     (tmp_path / "empty.png").write_bytes(b"")
     with told("can't read the patch", "empty.png", "empty file"):
         read_patch(tmp_path / "empty.png")
@@ -297,6 +300,8 @@ def test_edge_patches_can_be_stretched(tmp_path: Path) -> None:
     store = read(tmp_path, png(RGB), png(np.repeat(ramp, 10, axis=1)), edge_patches="resize")
     np.testing.assert_array_equal(store.pixels, [RGB, np.repeat(ramp, PATCH, axis=1)])
     assert store.table["edge"].tolist() == [False, True]
+    assert store.stretched == 1
+    assert "edge patches stretched to 50x50 px: 1" in store.notes()
 
 
 def test_edge_patches_can_be_dropped(tmp_path: Path) -> None:

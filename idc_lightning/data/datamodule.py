@@ -221,6 +221,7 @@ class IDCDataModule(lightning.LightningDataModule):
             "seed": self.seed,
             "splits": dict(self.splits.items()),
             "split_hash": self.split_hash(),
+            "patches": {name: len(self.rows(name)) for name in NAMES},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -13,11 +13,13 @@ from scipy import ndimage
 
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.index import Index
+from idc_lightning.data.size import small_inside
 from idc_lightning.data.store import Store
 
 ACROSS_SPLITS = "duplicate across splits"
 ACROSS_PATIENTS = "duplicate across patients"
 WITHIN_PATIENT = "duplicate within a patient"
+SMALL_INSIDE = "small inside"
 DUPLICATES = (ACROSS_SPLITS, ACROSS_PATIENTS, WITHIN_PATIENT)
 
 MEANINGS = {
@@ -26,8 +28,9 @@ MEANINGS = {
     ACROSS_SPLITS: "same pixels as a patch of another split: a leak, training would stop",
     ACROSS_PATIENTS: "same pixels as a patch of another patient: one of them is misfiled",
     WITHIN_PATIENT: "same pixels as another patch of the patient",
+    SMALL_INSIDE: f"smaller than {PATCH}x{PATCH} px inside the tissue: cut off or of another size",
     "blank": "one colour throughout: no tissue",
-    "edge": f"smaller than {PATCH}x{PATCH} px, on the right or bottom edge of the slide",
+    "edge": f"smaller than {PATCH}x{PATCH} px, in the patient's last column or row",
     "gap": "place without a patch that is enclosed by patches",
     "left out": "kind of files that are no part of the data set",
 }
@@ -50,14 +53,17 @@ def find_problems(index: Index, store: Store, notes: Sequence[str] = ()) -> pd.D
         a gap has no path, files left out have no patient.
     """
     table = store.table
+    places = _all_places(index)
+    inside = small_inside(table, places)
     others = replace(index, conflicts=index.conflicts[:0])  # which are listed one by one
     rows = [
         _findings("broken", store.broken, store.broken["problem"]),
         _findings("both labels", index.conflicts, _other_labels(index.conflicts)),
         *_duplicates(table),
+        _findings(SMALL_INSIDE, table[inside], _sizes(table[inside])),
         _findings("blank", table[table["blank"]], "one colour throughout"),
-        _findings("edge", table[table["edge"]], _sizes(table[table["edge"]])),
-        _findings("gap", find_gaps(_all_places(index)), "enclosed by patches"),
+        _findings("edge", table[table["edge"] & ~inside], _sizes(table[table["edge"] & ~inside])),
+        _findings("gap", find_gaps(places), "enclosed by patches"),
         pd.DataFrame({"kind": "left out", "detail": [*notes, *others.notes()]}),
     ]
     found = pd.concat([part for part in rows if not part.empty] or rows[:1], ignore_index=True)
@@ -218,8 +224,8 @@ def describe_patients(
     Returns:
         One row for each patient, ordered by name: patient_id, split (missing if it doesn't name
         the patient), patches (that could be read), idc_patches, idc (share, 0 to 1), edge,
-        blank, duplicates, both_labels, broken and gaps (numbers), pieces (of tissue), width_mm and
-        height_mm (of the part of the slide that holds patches).
+        small_inside, blank, duplicates, both_labels, broken and gaps (numbers), pieces (of tissue),
+        width_mm and height_mm (of the part of the slide that holds patches).
     """
     places = _all_places(index)
     by_patient = places.groupby("patient_id", sort=True)
@@ -231,6 +237,7 @@ def describe_patients(
     patients["idc"] = of_patient["target"].mean()
     groups = {
         "edge": ["edge"],
+        "small_inside": [SMALL_INSIDE],
         "blank": ["blank"],
         "duplicates": list(DUPLICATES),
         "both_labels": ["both labels"],

@@ -5,7 +5,7 @@ and the nested second copy that the public archive holds are counted and left ou
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def read_index(root: Path, *, on_conflict: str = "error") -> Index:
     table, foreign = _table(root, found)
     if table.empty:
         raise _no_patches(root)
-    table, conflicts = without_conflicts(table, on_conflict)
+    table, conflicts = without_conflicts(root, table, on_conflict)
     return Index(root, table, found.hidden, found.foreign + foreign, found.nested, conflicts)
 
 
@@ -98,9 +98,9 @@ def _patients_folder(root: Path) -> Path:
     """The folder itself, or its only child that holds patients."""
     if not root.is_dir():
         raise IDCError(f"no such folder: {root}; set data.root to the folder of the patients")
-    if is_data_set(root):
+    if _is_data_set(root):
         return root
-    inside = sorted(Path(entry.path) for entry in _folders(root) if is_data_set(Path(entry.path)))
+    inside = sorted(Path(entry.path) for entry in _folders(root) if _is_data_set(Path(entry.path)))
     if len(inside) > 1:
         names = listed([folder.name for folder in inside])
         raise IDCError(f"{root} holds several data sets ({names}): set data.root to one of them")
@@ -109,7 +109,7 @@ def _patients_folder(root: Path) -> Path:
     return inside[0]
 
 
-def is_data_set(folder: Path) -> bool:
+def _is_data_set(folder: Path) -> bool:
     """Whether a folder holds patients' folders.
 
     Raises:
@@ -140,7 +140,7 @@ def _walk(root: Path) -> _Found:
                 found.foreign += 1
             elif _is_patient(Path(patient.path)):
                 _walk_patient(patient, found)
-            elif is_data_set(Path(patient.path)):
+            elif _is_data_set(Path(patient.path)):
                 found.nested += _patches_below(patient.path)
             else:
                 found.foreign += 1
@@ -227,20 +227,23 @@ def _check_folders(root: Path, files: pd.DataFrame, parts: pd.DataFrame) -> None
         if not wrong.empty:
             raise IDCError(
                 f"{len(wrong)} files of {root} lie in the folder of another {kind} than their "
-                f"names say: {listed([_printable(path) for path in sorted(wrong)])}; move or "
+                f"names say: {named(sorted(wrong))}; move or "
                 "delete them"
             )
 
 
-def _printable(path: str) -> str:
-    """A path as it is, or quoted and escaped if it would break the line of a message."""
-    return path if path.isprintable() else ascii(path)
+def named(paths: Iterable[str]) -> str:
+    """Paths for a message; one that would break its line is quoted and escaped."""
+    return listed([path if path.isprintable() else ascii(path) for path in paths])
 
 
-def without_conflicts(table: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def without_conflicts(
+    root: Path, table: pd.DataFrame, on_conflict: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Take out the patches that share their position with another one of the patient.
 
     Args:
+        root: Folder that the table's paths start from.
         table: Patches with patient_id, x, y and path.
         on_conflict: ``"error"`` or ``"drop"``.
 
@@ -254,8 +257,9 @@ def without_conflicts(table: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFra
     double = table.duplicated(["patient_id", "x", "y"], keep=False)
     if on_conflict == "error" and double.any():
         raise IDCError(
-            f"{int(double.sum())} patches have both labels at one position: "
-            f"{listed(sorted(table.loc[double, 'path']))}; delete the wrong ones, or set "
+            f"{int(double.sum())} patches of {root} share their position with another one of "
+            f"their patient, which has another label or other pixels: "
+            f"{named(sorted(table.loc[double, 'path']))}; delete the wrong ones, or set "
             "data.on_conflict=drop to leave them out"
         )
     return table[~double].reset_index(drop=True), table[double].reset_index(drop=True)

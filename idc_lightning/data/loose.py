@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from idc_lightning.data.grid import NO_LABEL, NUMBER, PATIENT_NAME
-from idc_lightning.data.index import check_grid
-from idc_lightning.errors import IDCError, listed
+from idc_lightning.data.index import check_grid, named, without_conflicts
+from idc_lightning.errors import IDCError
 
 NAME = re.compile(
     rf"(?:(?P<with_idx5>{PATIENT_NAME})_idx5|(?P<without>{PATIENT_NAME})(?<!_idx5))"
@@ -84,14 +84,14 @@ def read_loose(root: Path, *, on_conflict: str = "error") -> Loose:
     _check_folders(root, table)
     check_grid(root, table)
     single = _without_copies(root, table)
-    kept = _without_conflicts(root, single, on_conflict)
+    kept, conflicts = without_conflicts(root, single, on_conflict)
     return Loose(
         root=root,
-        table=kept.sort_values(["patient_id", "y", "x"], ignore_index=True),
+        table=kept,
         hidden=hidden,
         foreign=len(paths) - len(table),
         copies=len(table) - len(single),
-        conflicts=len(single) - len(kept),
+        conflicts=len(conflicts),
     )
 
 
@@ -147,7 +147,7 @@ def _check_folders(root: Path, table: pd.DataFrame) -> None:
     if wrong.any():
         raise IDCError(
             f"{int(wrong.sum())} files of {root} lie in the folder of another class than their "
-            f"names say: {_named(table[wrong])}; move or delete them"
+            f"names say: {named(table.loc[wrong, 'path'])}; move or delete them"
         )
 
 
@@ -174,20 +174,3 @@ def _digest(path: Path) -> str:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except OSError:
         return str(path)
-
-
-def _without_conflicts(root: Path, table: pd.DataFrame, on_conflict: str) -> pd.DataFrame:
-    """Take out the patches that share their position with another one, or stop."""
-    double = table.duplicated(POSITION, keep=False)
-    if on_conflict == "error" and double.any():
-        raise IDCError(
-            f"{int(double.sum())} patches of {root} share their position with another one of "
-            f"their patient: {_named(table[double].sort_values([*POSITION, 'path']))}; delete the "
-            "wrong ones, or set data.on_conflict=drop to leave them out"
-        )
-    return table[~double]
-
-
-def _named(table: pd.DataFrame) -> str:
-    """Paths for a message; one that would break its line is quoted."""
-    return listed([path if path.isprintable() else ascii(path) for path in table["path"]])

@@ -64,6 +64,7 @@ class Store:
         broken: The patches left out because their files can't be read, with a further column
             problem (str).
         dropped: Number of edge patches left out.
+        stretched: Number of edge patches stretched to 50x50 px.
     """
 
     table: pd.DataFrame
@@ -71,6 +72,7 @@ class Store:
     converted: dict[str, int]
     broken: pd.DataFrame
     dropped: int
+    stretched: int = 0
 
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
@@ -78,6 +80,7 @@ class Store:
             "left out {} patches that can't be read": len(self.broken),
             "left out {} edge patches": self.dropped,
             "edge patches smaller than 50x50 px: {}": int(self.table["edge"].sum()),
+            "edge patches stretched to 50x50 px: {}": self.stretched,
         }
         notes = [line.format(f"{count:,}") for line, count in kinds.items() if count]
         return notes + [
@@ -142,6 +145,7 @@ def decode(
         converted=dict(Counter(p.converted for p in compress(found, kept) if p.converted)),
         broken=unread,
         dropped=int((edge & ~broken & ~kept).sum()),
+        stretched=int(edge[kept].sum()) if edge_patches == "resize" else 0,
     )
 
 
@@ -150,8 +154,13 @@ def _without_pixels(patch: _Decoded) -> _Decoded:
     return replace(patch, pixels=None)
 
 
-def read_patch(path: Path) -> npt.NDArray[np.uint8]:
-    """Read one file as it is, in RGB.
+def read_patch(path: Path, *, stretched: bool = False) -> npt.NDArray[np.uint8]:
+    """Read one file, in RGB.
+
+    Args:
+        path: The file.
+        stretched: Whether a patch smaller than 50x50 px is stretched as by
+            ``edge_patches="resize"``, or stays as it is.
 
     Returns:
         Uint8 [height, width, 3], at most 50x50.
@@ -159,7 +168,7 @@ def read_patch(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         IDCError: If it can't be read.
     """
-    patch = _decode(str(path), "pad")
+    patch = _decode(str(path), "resize" if stretched else "pad")
     if patch.pixels is None:
         raise IDCError(f"can't read the patch {path}: {patch.problem}")
     return patch.pixels

@@ -82,7 +82,7 @@ def _draw_matrix(axes: Axes, counts: Floats) -> None:
     shares = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
-        colour = text_colour(SHARES(share))
+        colour = text_colour(SHARES(float(share)))
         shown = f"{share:.1%}" if total[row, 0] else "none"
         axes.text(column, row, shown, ha="center", va="bottom", size=17, color=colour)
         number = f"{counts[row, column]:,.0f}"

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 SIZE = 8
 """Of the names, in points."""
 
-WIDEST = 1.1
+WIDEST = 0.95
 """Inches that a name takes at most."""
 
 

@@ -11,10 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 
 from idc_lightning.files import replaced
 
@@ -124,11 +121,14 @@ def shortened(text: str, inches: float, size: float, *, bold: bool = False) -> s
     Returns:
         The text itself if it fits, else as much of its begin as does, and "…".
     """
-    font = FontProperties(size=size, weight="bold" if bold else "normal")
+    figure = Figure(figsize=(1, 1), dpi=DPI)
+    FigureCanvasAgg(figure)
+    weight = "bold" if bold else "normal"
+    drawn = figure.text(0, 0, "", size=size, weight=weight, parse_math=False)
 
     def width(part: str) -> float:
-        points, _, _ = text_to_path.get_text_width_height_descent(part, font, ismath=False)
-        return float(points) / 72
+        drawn.set_text(part)
+        return drawn.get_window_extent().width / DPI
 
     with _any_script():
         if width(text) <= inches:
@@ -138,15 +138,15 @@ def shortened(text: str, inches: float, size: float, *, bold: bool = False) -> s
     return f"{text[:fitting]}…"
 
 
-def text_colour(background: str | tuple[float, ...]) -> str:
+def text_colour(background: tuple[float, float, float, float]) -> str:
     """Black or white, whichever has more contrast (WCAG 2.1): 4.58:1 or more on any colour.
 
     Args:
-        background: A colour of matplotlib.
+        background: Red, green, blue and opacity, 0 to 1; a colour that hides what is below.
     """
     channels = [
         share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
-        for share in to_rgb(background)
+        for share in background[:3]
     ]
     luminance = 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
     # Contrast is (lighter + 0.05) / (darker + 0.05).

@@ -13,13 +13,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from idc_lightning.data.grid import PATCH, cell_map, tissue_image
-from idc_lightning.figures.style import CLASS_COLOURS, HEAT, IDC, Picture, drawing
+from idc_lightning.figures.style import CLASS_COLOURS, HEAT, IDC, Picture, drawing, shortened
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -39,6 +40,18 @@ LARGEST = 40_000
 
 MARGIN = 1.35
 """Inches of a picture's height that titles and axes take."""
+
+ROUND = (1, 2, 5, 10)
+"""Steps between the numbers of an axis, times a power of ten."""
+
+HEADLINE = 12
+"""Size of a patient's name above all panels, in points."""
+
+MAPS_WIDTH = 11.5
+"""Inches of a picture of many slides."""
+
+MOST_COLUMNS = 5
+"""Slides beside one another in it."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,8 @@ def draw_tissue_pair(
         overlaid.imshow(tint(tissue, idc), extent=slide.extent)
         overlaid.add_collection(_outline(slide, idc, "black", 0.9))
         overlaid.set_title("IDC in colour, all else in grey")
-        _frame([plain, overlaid], slide)
-        figure.suptitle(_short(slide.patient_id), x=0.01, ha="left", weight="bold")
+        _frame([plain, overlaid], slide, 5.0)
+        _headline(figure, slide)
     share = float(np.mean(target == 1))
     return Picture(
         path,
@@ -145,14 +158,17 @@ def draw_target_maps(path: Path, slides: Mapping[str, tuple[Slide, Ints]]) -> Pi
         path: The PNG file.
         slides: Slide and labels [n] of each patient.
     """
-    columns = min(5, len(slides))
-    rows = -(-len(slides) // columns)
     shown = list(slides.values())
     # The same lengths for all, so that sizes can be compared.
-    width = max(slide.width for slide, _ in shown)
     height = max(slide.height for slide, _ in shown)
-    panel = 2.3 * float(np.clip(height / width, 0.3, 2)) + 0.3
-    with drawing(path, 2.3 * columns + 0.4, panel * rows + 0.5, rows=rows, columns=columns) as (
+    width = max(height / 2, *(slide.width for slide, _ in shown))
+    # A wide slide gets more room, so that the small ones beside it can still be seen.
+    fitting = int(np.clip(MOST_COLUMNS * 1.5 * height / width, 1, MOST_COLUMNS))
+    across = MAPS_WIDTH / fitting
+    columns = min(fitting, len(shown))
+    rows = -(-len(shown) // columns)
+    down = across * max(1.04 * height / width, 0.1) + 0.35
+    with drawing(path, across * columns + 0.4, down * rows + 0.5, rows=rows, columns=columns) as (
         figure,
         axes,
     ):
@@ -168,15 +184,14 @@ def draw_target_maps(path: Path, slides: Mapping[str, tuple[Slide, Ints]]) -> Pi
                 interpolation="nearest",
             )
             axis.set_xlim(slide.left, slide.left + width)
-            axis.set_ylim(slide.top + height, slide.top)
+            axis.set_ylim(slide.top + 1.04 * height, slide.top)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.grid(visible=False)
             for edge in axis.spines.values():
                 edge.set_visible(False)
-            axis.set_title(
-                f"{_short(slide.patient_id, 16)}  {np.mean(target == 1):.0%} IDC", size=9
-            )
+            share = f"  {np.mean(target == 1):.0%} IDC"
+            axis.set_title(shortened(slide.patient_id, across - 0.9, 9) + share, size=9)
         length = _round_length(width * shown[0][0].microns / 1000 / 3)
         _scale_bar(axes[0], shown[0][0], height, length)
         figure.legend(
@@ -240,12 +255,13 @@ def draw_landscape(
                 )
             )
             axis.set_title(title)
-            if labelled.any() and title != "Truth":
+            # Among patches without a label there is no border to be drawn.
+            if labelled.all() and title != "Truth":
                 axis.add_collection(_outline(slide, slide.laid(truth) == 1, "white", 1.0))
-        _frame(axes, slide)
+        _frame(axes, slide, 3.1)
         bar = figure.colorbar(shown[0], ax=axes, fraction=0.02, pad=0.01, aspect=25)
         bar.outline.set_visible(False)
-        figure.suptitle(_short(slide.patient_id), x=0.01, ha="left", weight="bold")
+        _headline(figure, slide)
     return Picture(
         path,
         f"Patient {slide.patient_id}",
@@ -264,12 +280,20 @@ def _told(predictions: pd.DataFrame, labelled: npt.NDArray[np.bool_], threshold:
         )
     known = predictions[labelled]
     correct = float((known["true"] == known["predicted"]).mean())
-    of_these = "" if labelled.all() else f"; of the {len(known):,} with a label"
-    return (
+    told = (
         f"{len(predictions):,} patches, {called:.1%} called IDC at the threshold {threshold:.3f}"
-        f"{of_these}, {(known['true'] == 1).mean():.1%} labelled IDC, {correct:.1%} correct. The "
-        "white line encloses what is labelled IDC. Errors along it are mostly a matter of where it "
-        "was drawn; look for bright areas away from it, and for what the tissue shows there."
+        f"{'' if labelled.all() else f'; of the {len(known):,} with a label'}, "
+        f"{(known['true'] == 1).mean():.1%} labelled IDC, {correct:.1%} correct. "
+    )
+    if not labelled.all():
+        return told + (
+            "Truth and error are white where a patch has no label. Look for bright errors, and "
+            "for what the tissue shows there."
+        )
+    return told + (
+        "The white line encloses what is labelled IDC. Errors along it are mostly a matter of "
+        "where it was drawn; look for bright areas away from it, and for what the tissue shows "
+        "there."
     )
 
 
@@ -311,27 +335,39 @@ def _outline(
     return lines
 
 
-def _frame(axes: list[Axes], slide: Slide) -> None:
-    """Label axes in pixels below and left, in mm above and right."""
+def _headline(figure: Figure, slide: Slide) -> None:
+    """Write the patient above all panels."""
+    name = shortened(slide.patient_id, figure.get_figwidth() - 0.3, HEADLINE, bold=True)
+    figure.suptitle(name, x=0.01, ha="left", weight="bold", size=HEADLINE)
+
+
+def _frame(axes: list[Axes], slide: Slide, panel: float) -> None:
+    """Label axes, at most so many inches wide, in pixels below and left, in mm above and right."""
+    width, height = _framed(slide)
+    across, down = int(panel / 0.75), int(np.clip(panel * height / width / 0.3, 1, 5))
     mm = slide.microns / 1000
     both_ways = (lambda px: px * mm, lambda length: length / mm)
     for axis in axes:
         axis.grid(visible=False)
         axis.set_xlabel("x in px")
-        axis.locator_params(nbins=5)
+        axis.set_xlim(slide.left + 0.5, slide.left + width + 0.5)
+        axis.set_ylim(slide.top + height + 0.5, slide.top + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(across, steps=ROUND))
+        axis.yaxis.set_major_locator(MaxNLocator(down, steps=ROUND))
         above = axis.secondary_xaxis("top", functions=both_ways)
         above.xaxis.set_major_formatter("{x:g} mm")
-        above.xaxis.set_major_locator(MaxNLocator(4))
+        above.xaxis.set_major_locator(MaxNLocator(across, steps=ROUND))
     axes[0].set_ylabel("y in px")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
     right = axes[-1].secondary_yaxis("right", functions=both_ways)
     right.yaxis.set_major_formatter("{x:g} mm")
+    right.yaxis.set_major_locator(MaxNLocator(down, steps=ROUND))
 
 
 def _scale_bar(axis: Axes, slide: Slide, height: float, length: float) -> None:
     """Draw a bar of so many mm below the tissue, in axes of so many pixels."""
-    start, bottom = slide.left + PATCH, slide.top + 0.98 * height
+    start, bottom = slide.left + PATCH, slide.top + 1.03 * height
     axis.plot([start, start + 1000 * length / slide.microns], [bottom, bottom], "k", linewidth=2)
 
 
@@ -341,11 +377,12 @@ def _round_length(most: float) -> float:
     return float(power * max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
 
 
+def _framed(slide: Slide) -> tuple[float, float]:
+    """Width and height of axes in px: those of the slide, unless it is too narrow for a title."""
+    return max(slide.width, slide.height / 2), max(slide.height, slide.width / 4)
+
+
 def _height(slide: Slide, panel: float) -> float:
     """Height of a picture in inches whose panels are so wide."""
-    return float(np.clip(panel * slide.height / slide.width, 1.5, 2 * panel)) + MARGIN
-
-
-def _short(patient_id: str, limit: int = 60) -> str:
-    """A name that fits into a title."""
-    return patient_id if len(patient_id) <= limit else f"{patient_id[: limit - 1]}…"
+    width, height = _framed(slide)
+    return max(panel * height / width, 1.5) + MARGIN

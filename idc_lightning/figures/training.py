@@ -6,11 +6,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from pandas.errors import EmptyDataError, ParserError
 
-from idc_lightning.callbacks import better
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.style import SPLIT_COLOURS, Picture, drawing
+from idc_lightning.metrics import better
 from idc_lightning.results.summary import LABELS
 
 DEV_METRICS = {
@@ -24,6 +23,9 @@ DEV_METRICS = {
 
 SMOOTHED = 20
 """The smoothed loss is the mean over one of so many parts of the run."""
+
+LAST = 2**53
+"""No epoch or step has a larger number; up to here float64 holds whole numbers exactly."""
 
 MARKER = 5.0
 CROWDED = 40
@@ -52,7 +54,7 @@ class Curves:
 
 
 def draw_training(log: Path, folder: Path, monitor: str) -> list[Picture]:
-    """Draw all pictures of this module.
+    """Draw all pictures of this module; of the rate there is none if no step was logged.
 
     Args:
         log: metrics.csv of Lightning's CSVLogger.
@@ -60,14 +62,14 @@ def draw_training(log: Path, folder: Path, monitor: str) -> list[Picture]:
         monitor: The metric by which the best epoch was taken, such as ``"dev/f1"``.
 
     Raises:
-        IDCError: If the log can't be read or is none, or the files can't be written.
+        IDCError: If the log can't be read, is none or holds no epoch, or the files can't be
+            written.
     """
     curves = read_curves(log, monitor=monitor)
-    return [
-        draw_losses(folder / "loss.png", curves),
-        draw_rate(folder / "learning_rate.png", curves),
-        draw_dev_metrics(folder / "dev_metrics.png", curves),
-    ]
+    pictures = [draw_losses(folder / "loss.png", curves)]
+    if curves.steps["rate"].notna().any():
+        pictures.append(draw_rate(folder / "learning_rate.png", curves))
+    return [*pictures, draw_dev_metrics(folder / "dev_metrics.png", curves)]
 
 
 def read_curves(path: Path, *, monitor: str) -> Curves:
@@ -78,15 +80,19 @@ def read_curves(path: Path, *, monitor: str) -> Curves:
         monitor: The metric by which the best epoch was taken, such as ``"dev/f1"``.
 
     Raises:
-        IDCError: If it can't be read or is no such log.
+        IDCError: If it can't be read, is no such log or holds no epoch.
     """
-    log = _read_log(path)
+    log = _read_log(path, monitor)
     names = {"train/loss_epoch": "train", "dev/loss": "dev"}
     names |= {f"dev/{name}": name for name in LABELS}
     log["epoch"] += 1
     epochs = _last_of(log, "epoch", names)
+    if epochs["dev"].isna().all():
+        raise IDCError(f"{path} holds no epoch of a run in which dev was judged")
     rates = [name for name in log.columns if name.startswith("lr-")]
     log["rate"] = log[rates].bfill(axis=1).iloc[:, 0] if rates else float("nan")
+    if "train/loss" not in log:  # a run of fewer steps than lie between two that are logged
+        log["train/loss"] = float("nan")
     steps = _last_of(log, "step", {"train/loss": "loss", "rate": "rate"}).reset_index()
     test = log["test/loss"].dropna() if "test/loss" in log else pd.Series(dtype=float)
     return Curves(
@@ -98,19 +104,47 @@ def read_curves(path: Path, *, monitor: str) -> Curves:
     )
 
 
-def _read_log(path: Path) -> pd.DataFrame:
+def _read_log(path: Path, monitor: str) -> pd.DataFrame:
+    """The columns that are drawn, float64; epochs and steps are whole or NaN."""
     try:
-        log = pd.read_csv(path)
+        log = pd.read_csv(path, low_memory=False)
     except OSError as error:
         raise IDCError(f"can't read {path}: {error.strerror}") from error
-    except (EmptyDataError, ParserError, UnicodeDecodeError) as error:
-        raise IDCError(f"{path} is no log of a run: {error}") from error
-    needed = ["epoch", "step", "train/loss", "train/loss_epoch", "dev/loss"]
+    except ValueError as error:  # also of pandas, over several lines
+        raise IDCError(f"{path} is no log of a run: {' '.join(str(error).split())}") from error
+    needed = ["epoch", "step", "train/loss_epoch", "dev/loss", monitor]
     needed += [f"dev/{name}" for name in DEV_METRICS]
-    lacks = [name for name in needed if name not in log]
+    lacks = [name for name in dict.fromkeys(needed) if name not in log]
     if lacks:
         raise IDCError(f"{path} is no log of a run that learned: it has no {listed(lacks)}")
-    return log
+    if not isinstance(log.index, pd.RangeIndex):  # what pandas makes of a surplus of values
+        raise IDCError(f"{path} is damaged: its rows have more values than its header names")
+    return pd.DataFrame(
+        {name: _numbers(path, log[name]) for name in log if _is_drawn(str(name), needed)}
+    )
+
+
+def _is_drawn(column: str, needed: list[str]) -> bool:
+    named = column in needed or column in ("train/loss", "test/loss")
+    return named or column.startswith(("dev/", "lr-"))
+
+
+def _numbers(path: Path, column: pd.Series) -> pd.Series:
+    """A column as float64.
+
+    Raises:
+        IDCError: If it holds anything else, or an epoch or step that isn't a whole number.
+    """
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    wrong = numbers.isna() & column.notna()
+    if column.name in ("epoch", "step"):
+        wrong |= numbers.notna() & ~(numbers.between(0, LAST) & (numbers % 1 == 0))
+    if wrong.any():
+        raise IDCError(
+            f"{path} is damaged: {column.name} is {str(column[wrong].iloc[0])[:40]!r} in line "
+            f"{int(wrong.argmax()) + 2}"
+        )
+    return numbers
 
 
 def _last_of(log: pd.DataFrame, key: str, names: dict[str, str]) -> pd.DataFrame:
@@ -131,7 +165,7 @@ def _best_epoch(values: pd.Series, monitor: str) -> int | None:
 
 
 def draw_losses(path: Path, curves: Curves) -> Picture:
-    """Draw loss by epoch and by step.
+    """Draw loss by epoch and, if any was logged, by step.
 
     Args:
         path: The PNG file.
@@ -140,9 +174,13 @@ def draw_losses(path: Path, curves: Curves) -> Picture:
     Raises:
         IDCError: If the file can't be written.
     """
-    with drawing(path, 8.0, 7.0, rows=2) as (_, (by_epoch, by_step)):
+    steps = curves.steps.dropna(subset="loss")
+    smoothed = None
+    rows = 1 if steps.empty else 2
+    with drawing(path, 8.0, 3.5 * rows, rows=rows) as (_, (by_epoch, *below)):
         _draw_epoch_losses(by_epoch, curves)
-        smoothed = _draw_step_losses(by_step, curves)
+        for by_step in below:
+            smoothed = _draw_step_losses(by_step, steps)
     parts = ["Weighted cross-entropy; lower is better."]
     if len(curves.epochs) > 1:
         parts.append(
@@ -186,9 +224,8 @@ def _draw_epoch_losses(axes: Axes, curves: Curves) -> None:
     _legend_beside(axes)
 
 
-def _draw_step_losses(axes: Axes, curves: Curves) -> int | None:
+def _draw_step_losses(axes: Axes, steps: pd.DataFrame) -> int | None:
     """Draw the loss of logged batches; returns the width of the mean, None if none is drawn."""
-    steps = curves.steps.dropna(subset="loss")
     window = len(steps) // SMOOTHED
     colour = SPLIT_COLOURS["train"]
     single = "o" if len(steps) == 1 else "none"

@@ -13,7 +13,7 @@ from idc_lightning.config import AugmentConfig, ExploreConfig
 from idc_lightning.data.augment import augment
 from idc_lightning.data.datamodule import as_float
 from idc_lightning.data.grid import CLASSES, PATCH
-from idc_lightning.data.health import DUPLICATES, summarise
+from idc_lightning.data.health import DUPLICATES, SMALL_INSIDE, summarise
 from idc_lightning.data.sample import draw_evenly
 from idc_lightning.data.split import NAMES, compare_splits
 from idc_lightning.data.store import Store, read_patch
@@ -47,6 +47,7 @@ HEADINGS = {
     "idc_patches": "IDC patches",
     "idc": "IDC",
     "both_labels": "both labels",
+    "small_inside": "small inside",
     "width_mm": "width",
     "height_mm": "height",
     "patient_idc": "by patient",
@@ -57,8 +58,18 @@ HEADINGS = {
 }
 """How the report calls the columns of `describe_patients` and `compare_splits`."""
 
-GRAVE = ("broken", "both labels", *DUPLICATES, "blank")
+GRAVE = ("broken", "both labels", *DUPLICATES, SMALL_INSIDE, "blank")
 """Findings that the report lists one by one."""
+
+
+LOOK_FOR = (
+    "Look for patches that resemble those labelled IDC, which is what a model confuses. In tissue "
+    "stained with H&E these are violet, dense with cells; fat is white and fibres are pink.",
+    "Look for what they have in common, and for patches that lack it. In tissue stained with H&E, "
+    "IDC shows as dense, violet nests of cells; where labels were drawn around regions and not "
+    "for each patch, some patches show none.",
+)
+"""What to look for in patches of each class; it must be true of any data set."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +198,8 @@ def patches(explored: Explored, config: ExploreConfig, figures: Path) -> Section
         name = CLASSES[target]
         gallery = Gallery(
             f"{'IDC' if target else 'Healthy'} patches",
-            f"{len(rows)} {name} patches, drawn by chance and evenly over the patients. "
-            + (
-                "Look for dense, violet nests of cells; and for patches that show none, as the "
-                "label was drawn around a region, not for each patch."
-                if target
-                else "Look for fat, fibres and ducts; and for violet ones that could pass as IDC, "
-                "which is what a model confuses."
-            ),
+            f"{len(rows)} patches labelled {name}, drawn by chance and evenly over the patients. "
+            + LOOK_FOR[target],
             tiles_of(explored.store, rows),
         )
         draw_gallery(figures / f"patches_{name.lower()}.png", gallery)
@@ -252,7 +257,7 @@ def tissue(explored: Explored, slides: Mapping[str, tuple[Slide, Rows]], figures
         pictures.append(draw_tissue_pair(path, slide, explored.store.pixels[rows], target[rows]))
     return Section(
         "Tissue",
-        "The patches put together again. The labels are regions that one pathologist drew.",
+        "The patches put together again; beside it the same with those labelled IDC in colour.",
         pictures,
     )
 
@@ -260,8 +265,11 @@ def tissue(explored: Explored, slides: Mapping[str, tuple[Slide, Rows]], figures
 def augmentation(explored: Explored, config: ExploreConfig, figures: Path) -> Section:
     """Some patches as they are in the file, as training and as evaluation sees them."""
     rows = previewed(explored.store.table, config)
+    paths = [explored.root / path for path in rows["path"]]
+    views = {"file": [read_patch(path) for path in paths]}
     seen = explored.store.pixels[rows.index.to_numpy()]
-    views = {"file": [read_patch(explored.root / path) for path in rows["path"]]}
+    if config.data.edge_patches == "resize":  # the store's are padded
+        seen = np.stack([read_patch(path, stretched=True) for path in paths])
     for epoch in range(DRAWS):
         views[f"train, epoch {epoch}"] = list(
             augmented(seen, rows.index.to_numpy(copy=True), config.data.augment, config.seed, epoch)
@@ -326,6 +334,7 @@ def health(explored: Explored, config: ExploreConfig, figures: Path) -> Section:
         )
     for kind, title in (
         ("edge", "Edge patches"),
+        (SMALL_INSIDE, "Small patches inside the tissue"),
         ("blank", "Blank patches"),
         *((kind, kind.capitalize()) for kind in DUPLICATES),
     ):
