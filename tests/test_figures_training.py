@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_figures import assert_all_inside, keep_figures
 from helpers_model import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from test_figures_judgement import assert_all_inside, keep_figures
 
 import idc_lightning.figures.training as training
 from idc_lightning.errors import IDCError

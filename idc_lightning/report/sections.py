@@ -21,10 +21,8 @@ from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide, draw_landscape
 from idc_lightning.files import safe_name
 from idc_lightning.report.page import DataTable, Section
-from idc_lightning.results.bootstrap import Interval
 from idc_lightning.results.judgement import Judgement
-from idc_lightning.results.patients import Mean
-from idc_lightning.results.summary import AT_THRESHOLD, LABELS
+from idc_lightning.results.summary import AT_THRESHOLD, LABELS, interval_text, mean_text
 
 KINDS = {
     0: ("Healthy patches called IDC", "the highest probability of IDC"),
@@ -55,7 +53,7 @@ def numbers(judgement: Judgement) -> Section:
     """The metrics, counted in three ways."""
     threshold = judgement.decision.threshold
     intervals = {
-        split: [_interval(metrics[name]) for name in LABELS]
+        split: [interval_text(metrics[name]) for name in LABELS]
         for split, metrics in judgement.metrics.items()
     }
     # The calibration error of one patient is mostly chance.
@@ -67,7 +65,7 @@ def numbers(judgement: Judgement) -> Section:
             at_half[name] if name in AT_THRESHOLD else "as above" for name in compared
         ]
         means = judgement.means[split]
-        others[f"{split} by patient"] = [_mean(means.get(name)) for name in compared]
+        others[f"{split} by patient"] = [mean_text(means[name]) for name in compared]
     labels = {"metric": list(LABELS.values())}
     chosen_on_dev = ""
     if "dev" in judgement.metrics:
@@ -97,20 +95,6 @@ def numbers(judgement: Judgement) -> Section:
             ),
         ],
     )
-
-
-def _interval(interval: Interval) -> str | None:
-    if interval.value is None:
-        return None
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _mean(mean: Mean | None) -> str | None:
-    if mean is None or mean.value is None:
-        return None
-    return f"{mean.value:.3f} (n={mean.patients})"
 
 
 def decisions(figures: Path, judgement: Judgement) -> Section:

@@ -36,6 +36,9 @@ LABELS = {
 AT_THRESHOLD = ("f1", "balanced_accuracy", "precision", "recall", "specificity")
 """Metrics that depend on the threshold."""
 
+UNDEFINED = "undefined"
+"""Said of a metric that a class lacks for, as AUROC without IDC."""
+
 PRINTED = 30
 """Patients in a printed table."""
 
@@ -119,18 +122,24 @@ def metrics_table(metrics: Mapping[str, Metrics], threshold: float, confidence: 
     for name, label in LABELS.items():
         table.add_row(
             label,
-            *[_cell(values[name]) for values in metrics.values()],
+            *[interval_text(values[name]) for values in metrics.values()],
             end_section=name == "average_precision",
         )
     return table
 
 
-def _cell(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
+    """A metric with its interval, as a reader sees it."""
     if interval.value is None:
-        return "undefined"
+        return UNDEFINED
     if interval.low is None or interval.high is None:
         return f"{interval.value:.3f}"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def mean_text(mean: Mean) -> str:
+    """An average over patients with their number, as a reader sees it."""
+    return UNDEFINED if mean.value is None else f"{mean.value:.3f} (n={mean.patients})"
 
 
 def comparison_table(
@@ -156,7 +165,7 @@ def comparison_table(
         cells = []
         for split, values in at_half.items():
             cells.append(_number(values[name]) if name in AT_THRESHOLD else "as above")
-            cells.append(_mean_cell(means[split][name]))
+            cells.append(mean_text(means[split][name]))
         table.add_row(label, *cells, end_section=name == "average_precision")
     return table
 
@@ -178,16 +187,12 @@ def called_table(patients: pd.DataFrame, threshold: float) -> Table:
             patient, f"{row.patches:,}", f"{row.called_idc:.1%}", f"{row.probability:.3f}"
         )
     if len(patients) > PRINTED:
-        table.caption = f"and {len(patients) - PRINTED:,} more patients, see predictions.csv"
+        table.caption = f"and {len(patients) - PRINTED:,} more patients, see patients.csv"
     return table
 
 
 def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.3f}"
-
-
-def _mean_cell(mean: Mean) -> str:
-    return "undefined" if mean.value is None else f"{mean.value:.3f} (n={mean.patients})"
+    return UNDEFINED if math.isnan(value) else f"{value:.3f}"
 
 
 def console() -> Console:
