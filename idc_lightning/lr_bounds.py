@@ -25,6 +25,9 @@ So many, since the lowest of many averages is compared: with 4, noise alone was 
 one or two of a hundred curves.
 """
 
+BACK = 1 / 3
+"""Part of a fall that the loss has to rise again for its lowest point to be the end of the fall."""
+
 TURN = 3.0
 """Standard errors by which the loss has to rise again after a fall to have turned up."""
 
@@ -64,8 +67,9 @@ def propose_bounds(rates: npt.ArrayLike, losses: npt.ArrayLike) -> Proposal:
     """Read the bounds off a curve.
 
     Raw losses are averaged around each rate, without the lag of the smoothed curve. The highest
-    bound is where this average is lowest. The base is the bend of the best fit of a level and
-    then a falling line to the losses up to where four fifths of the fall are done.
+    bound is where this average is lowest before it first turns up. The base is the bend of the
+    best fit of a level and then a falling line to the losses up to where four fifths of the fall
+    are done.
 
     Args:
         rates: Of each step, rising, [n].
@@ -81,8 +85,9 @@ def propose_bounds(rates: npt.ArrayLike, losses: npt.ArrayLike) -> Proposal:
     loss = _capped(raw)
     first, last = _windows(rate)
     curve = _means(loss, first, last)
-    low = int(curve.argmin())
-    noise = _noise(np.where(loss == raw, raw, np.nan)[: max(low + 1, 5 * FEWEST)])
+    uncapped = np.where(loss == raw, raw, np.nan)
+    low, turned = _valley(curve, last - first, uncapped)
+    noise = _noise(uncapped[: max(low + 1, 5 * FEWEST)])
     error = noise / np.sqrt(last[low] - first[low])
     fall, level = _height(loss[: first[low]], curve[low], error, noise)
     rise, _ = _height(loss[last[low] :][::-1], curve[low], error, noise)
@@ -98,7 +103,32 @@ def propose_bounds(rates: npt.ArrayLike, losses: npt.ArrayLike) -> Proposal:
     # What can't be told from the first step is the first.
     base = 0 if base <= last[0] else base
     note = "the loss had not turned up at the last rate: raise callbacks.lr_range_test.end"
-    return Proposal(float(rate[base]), float(rate[low]), "" if rise > TURN else note)
+    return Proposal(float(rate[base]), float(rate[low]), "" if turned or rise > TURN else note)
+
+
+def _valley(curve: Floats, counts: Ints, uncapped: Floats) -> tuple[int, bool]:
+    """The lowest point before the curve first turns up, which it may do only to fall once more.
+
+    Args:
+        curve: Averaged losses [n].
+        counts: Losses that each of its points is the average of [n].
+        uncapped: Single losses [n]; NaN where they were cut off.
+
+    Returns:
+        Its step, and whether the curve turned up clearly after it. Where it never does, the lowest
+        of all.
+    """
+    low = 0
+    for step in range(len(curve)):
+        if curve[step] < curve[low]:
+            low = step
+            continue
+        noise = _noise(uncapped[: max(low + 1, 5 * FEWEST)])
+        clear = SIGMAS * noise * np.sqrt(1 / counts[low] + 1 / counts[step])
+        fall, rise = curve[: low + 1].max() - curve[low], curve[step] - curve[low]
+        if fall > clear and rise > max(clear, BACK * fall):
+            return low, True
+    return int(curve.argmin()), False
 
 
 def _nothing(why: str) -> Proposal:

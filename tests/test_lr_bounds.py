@@ -181,3 +181,17 @@ def test_any_curve_has_ordered_bounds_or_none(
         base, highest = found(proposal)
         assert 1e-6 <= base < highest <= end * (1 + 1e-9)
         assert type(base) is type(highest) is float
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kind", ["linear", "exponential"])
+def test_a_second_fall_does_not_count(kind: Literal["linear", "exponential"], seed: int) -> None:
+    # After a high rate has thrown the net off, its loss may fall below that of the first valley.
+    rates = ramp_rates(1e-5, 0.1, kind, 500)
+    place = np.linspace(0, 1, 500)
+    clean = np.interp(place, [0, 0.1, 0.3, 0.5, 0.9, 1], [1.5, 1.5, 0.7, 2.0, 0.5, 0.5])
+    noise = np.random.default_rng(seed).normal(0, 0.15, 500)
+    found = propose_bounds(rates, clean + noise)
+    assert found.max_lr is not None
+    assert rates[int(0.2 * 500)] < found.max_lr < rates[int(0.36 * 500)]
+    assert found.note == ""
