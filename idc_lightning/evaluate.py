@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -15,6 +14,7 @@ from idc_lightning.data.index import read_index
 from idc_lightning.data.sample import sample_patches
 from idc_lightning.data.size import check_size
 from idc_lightning.data.source import find_source
+from idc_lightning.data.split import rows_of
 from idc_lightning.data.store import Store, decode
 from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError, listed
@@ -169,11 +169,6 @@ def predict_splits(
         split: predictions_table(store.table, torch.from_numpy(rows[split]), logits, decision)
         for split, logits in found.items()
     }
-
-
-def rows_of(table: pd.DataFrame, split: str) -> npt.NDArray[np.int64]:
-    """Row numbers of a split's patches, int64 [n]."""
-    return np.flatnonzero((table["split"] == split).to_numpy())
 
 
 def judged_run(

@@ -108,11 +108,10 @@ def run_facts(
     config: Config, data: IDCDataModule, trainer: lightning.Trainer, *, seconds: float
 ) -> dict[str, Any]:
     """What results.json says beside the metrics."""
-    summary = data.summary()
     search = range_test(trainer)
     return {
-        "patients": run_patients(data),
-        "patches": dict(zip(summary["split"], summary["patches"].tolist(), strict=True)),
+        "patients": counted(data, "patients"),
+        "patches": counted(data, "patches"),
         "edge_patches": int(data.table["edge"].sum()) + data.store.dropped,
         "notes": data.notes(),
         "epochs": trainer.current_epoch,
@@ -130,10 +129,10 @@ def run_facts(
     }
 
 
-def run_patients(data: IDCDataModule) -> dict[str, int]:
-    """Number of patients by split."""
+def counted(data: IDCDataModule, what: str) -> dict[str, int]:
+    """Number of ``"patients"`` or ``"patches"`` by split."""
     summary = data.summary()
-    return dict(zip(summary["split"], summary["patients"].tolist(), strict=True))
+    return dict(zip(summary["split"], summary[what].tolist(), strict=True))
 
 
 def range_test(trainer: lightning.Trainer) -> LRRangeTest | None:
@@ -151,7 +150,7 @@ def judged_run(
     trainer: lightning.Trainer,
 ) -> Judged:
     """What the report of a run shows."""
-    patients = run_patients(data)
+    patients = counted(data, "patients")
     search = range_test(trainer)
     log = folder / "metrics.csv"
     monitor = config.callbacks.checkpoint.monitor

@@ -25,6 +25,7 @@ from idc_lightning.data.split import (
     NAMES,
     check_leaks,
     compare_splits,
+    rows_of,
     split_hash,
     split_notes,
     split_patients,
@@ -131,7 +132,7 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split's patches in `table`, int64 [n]."""
-        return np.flatnonzero((self.table["split"] == split).to_numpy())
+        return rows_of(self.table, split)
 
     def class_counts(self) -> list[int]:
         """Numbers of healthy and of IDC patches in train."""

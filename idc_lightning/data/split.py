@@ -50,6 +50,11 @@ def patients_of(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"patches": groups.size(), "idc": groups.mean()})
 
 
+def rows_of(table: pd.DataFrame, split: str) -> np.ndarray:
+    """Row numbers of a split's patches in a table with a column split, int64 [n]."""
+    return np.flatnonzero((table["split"] == split).to_numpy())
+
+
 def split_patients(table: pd.DataFrame, config: AnySplit) -> pd.Series:
     """Assign the patients of a table to train, dev and test.
 
