@@ -144,6 +144,6 @@ class Throughput(Callback):
         """Count the batch and the time since the one before."""
         now = time.perf_counter()
         if self._last is not None:
-            self.images += len(batch["image"])
+            self.images += len(batch["cell"])
             self.seconds += now - self._last
         self._last = now

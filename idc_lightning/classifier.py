@@ -1,27 +1,30 @@
 """The LightningModule: one step for train, dev and test, around network, loss and metrics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from idc_lightning.config import AnyOptimizer, AnyScheduler, CosineConfig, ModelConfig, parse
-from idc_lightning.data.batches import Batch
-from idc_lightning.data.datamodule import IDCDataModule, as_float
+from idc_lightning.data.batches import Batch, split_block
+from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import NO_CELL, NO_LABEL
 from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.errors import IDCError
 from idc_lightning.files import replaced
+from idc_lightning.frozen import compute_features
 from idc_lightning.metrics import idc_probability, patch_metrics
 from idc_lightning.models.backbone import load_pretrained, read_checkpoint
 from idc_lightning.models.batchnorm import adapt_batchnorm
+from idc_lightning.models.compiled import compile_backbone
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.optim import Steps, build_optimizer, build_scheduler
 
@@ -39,6 +42,7 @@ class IDCClassifier(lightning.LightningModule):
             is fitted, when the metrics of epochs are computed.
 
     Attributes:
+        gradient_clip: Largest norm of the gradient in `learn_in_blocks`; None doesn't limit it.
         outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
             float32 [n, 2] of the patches, in the order in which they were seen, on the CPU.
 
@@ -76,6 +80,7 @@ class IDCClassifier(lightning.LightningModule):
         self.metrics = patch_metrics(0.5)
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self.gradient_clip: float | None = None
 
     def _fixed_class_weights(self) -> Tensor:
         """The weights of the loss as far as they don't depend on the data."""
@@ -134,46 +139,118 @@ class IDCClassifier(lightning.LightningModule):
         return data
 
     def on_fit_start(self) -> None:
-        """Take pretrained weights, weigh the classes, adapt a frozen backbone if asked to.
-
-        A checkpoint that is resumed has brought all of it.
+        """Take pretrained weights, weigh the classes, make a frozen backbone ready.
 
         Raises:
-            IDCError: If the pretrained weights can't be had.
+            IDCError: If the pretrained weights can't be had, or features not be written.
         """
-        if self.trainer.ckpt_path is not None:
-            return
+        if self.trainer.ckpt_path is None:  # else a checkpoint has brought all of it
+            self._begin()
+        if self.model_config.compile:
+            compile_backbone(self.network)
+        self._compute_features("train", "dev")
+
+    def on_test_start(self) -> None:
+        """Compute a frozen backbone on test, which nothing needs before."""
+        self._compute_features("test")
+
+    def _begin(self) -> None:
+        """What a training from the start needs."""
         config = self.model_config
         load_pretrained(self.network.backbone, config.backbone, config.weights)
         if config.loss.class_weights == "balanced":
             self.class_weights = balanced_weights(self.data.class_counts()).to(self.device)
         if config.freeze_backbone and config.frozen_batchnorm == "adapt":
-            adapt_batchnorm(self.network, self.network.backbone, self._train_images())
+            images = self.data.train_images(self.device)
+            with self.trainer.precision_plugin.forward_context():
+                adapt_batchnorm(self.network, self.network.backbone, images)
 
-    def _train_images(self) -> Iterator[Tensor]:
-        """Images of train in random batches, not augmented."""
-        for batch in self.data.train_dataloader():
-            yield as_float(batch["image"].to(self.device))
+    def _compute_features(self, *splits: str) -> None:
+        if self.data.on_features:
+            self.data.features = compute_features(
+                self.network,
+                self.model_config.backbone,
+                self.data,
+                splits,
+                precision=str(self.trainer.precision),
+                context=self.trainer.precision_plugin.forward_context(),
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep in mind in which precision the run computes, so that it can be judged alike."""
         checkpoint["precision"] = str(self.trainer.precision)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits float32 [B, g, g, 2] of images, float [B, 3, 50g, 50g] in 0 to 1."""
+    def forward(self, image: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """Logits of images, or of the features that a frozen backbone gave of them.
+
+        Args:
+            image: Float [B, 3, 50g, 50g] in 0 to 1.
+            features: Float32 [B, g, g, F], in place of images.
+
+        Returns:
+            Float32 [B, g, g, 2].
+        """
+        if features is not None:
+            return self.network.classify(features)
         logits: Tensor = self.network(image)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch of train.
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Loss of a batch of train; of a block of batches none, since all steps are taken here.
 
         Raises:
             IDCError: If the loss is no longer finite.
         """
-        loss = self._step(batch, batch_idx, "train")
-        self._check_finite(loss)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
-        return loss
+        if self.automatic_optimization:
+            loss = self._step(batch, batch_idx, "train")
+            self._check_finite(loss)
+        else:
+            loss = self._learn_block(batch, batch_idx)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["cell"]))
+        return loss if self.automatic_optimization else None
+
+    def learn_in_blocks(self, *, gradient_clip: float | None) -> None:
+        """Take several steps in each `training_step`, one for each batch of a block.
+
+        Where a step takes a millisecond, as that of a head on features does, Lightning's own time
+        for each call would exceed it.
+
+        Args:
+            gradient_clip: Largest norm of the gradient; None doesn't limit it.
+        """
+        self.automatic_optimization = False
+        self.gradient_clip = gradient_clip
+
+    def _learn_block(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Step for each batch of a block; returns the loss of the last one."""
+        if batch_idx == 0:
+            self._seen["train"] = []
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert not isinstance(scheduler, list)
+        losses, seen = [], []
+        for part in split_block(batch, self.data.batch_size):
+            logits = self(**inputs_of(part)).flatten(0, -2)
+            loss = self.loss(logits, part["label"].flatten())
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.gradient_clip)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            losses.append(loss.detach())
+            seen.append(logits.detach())
+        self._seen["train"].append(
+            (batch["cell"].flatten(), torch.cat(seen), batch["label"].flatten())
+        )
+        self._count_steps(len(losses))
+        self._check_finite(torch.stack(losses).sum())
+        return losses[-1]
+
+    def _count_steps(self, steps: int) -> None:
+        """Let the curves of the loggers count steps, where Lightning counts its own calls."""
+        loop = self.trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped += steps - 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of a batch of dev."""
@@ -187,7 +264,7 @@ class IDCClassifier(lightning.LightningModule):
         """The loss of a batch, whose logits are kept for the metrics of the epoch."""
         if batch_idx == 0:  # an interrupted epoch may have left some
             self._seen[stage] = []
-        logits = self(batch["image"]).flatten(0, -2)
+        logits = self(**inputs_of(batch)).flatten(0, -2)
         labels = batch["label"].flatten()
         self._seen[stage].append((batch["cell"].flatten(), logits.detach(), labels))
         return self.loss(logits, labels)
@@ -264,8 +341,11 @@ class IDCClassifier(lightning.LightningModule):
         """The optimizer of what learns, and its scheduler, stepped with each batch."""
         learning = [weight for weight in self.parameters() if weight.requires_grad]
         optimizer = build_optimizer(learning, self.optimizer_config)
-        total = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
+        if self.automatic_optimization:
+            total = int(self.trainer.estimated_stepping_batches)
+        else:
+            total = epochs * self.data.steps_per_epoch()
         steps = Steps(total, max(1, total // epochs))
         scheduler = build_scheduler(optimizer, self.scheduler_config, steps)
         if scheduler is None:
@@ -274,6 +354,13 @@ class IDCClassifier(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """What a classifier takes of a batch: its images, or features in their place."""
+    if "features" in batch:
+        return {"features": batch["features"]}
+    return {"image": batch["image"]}
 
 
 def write_decision(checkpoint: Path, decision: Decision) -> None:

@@ -34,6 +34,8 @@ Share = Annotated[Finite, Field(gt=0, lt=1)]
 Probability = Annotated[Finite, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+# YAML takes a bare on and off for true and false.
+Switch = BeforeValidator(lambda v: {True: "on", False: "off"}[v] if type(v) is bool else v)
 Rule = Literal["max_f1", "sensitivity"] | Share
 PatientName = Annotated[str, Field(coerce_numbers_to_str=True)]
 # Hydra takes a folder called 10253 for a number.
@@ -79,6 +81,8 @@ class DataConfig(Section):
     eval_batch_size: Count
     drop_last: bool
     workers: Annotated[int, Field(ge=0, strict=True)]
+    device_resident: Annotated[Literal["auto", "on", "off"], Switch]
+    features: Annotated[Literal["auto", "off"], Switch]
     augment: AugmentConfig
 
 
@@ -158,6 +162,7 @@ class ModelConfig(Section):
     weights: str
     freeze_backbone: bool
     frozen_batchnorm: Literal["imagenet", "adapt"]
+    compile: bool
     head: HeadConfig
     loss: LossConfig
 
@@ -423,7 +428,7 @@ class Config(CommandConfig):
         same values on another machine.
         """
         shown: dict[str, Any] = {
-            "data": {"root", "workers", "microns_per_pixel"},
+            "data": {"root", "workers", "device_resident", "features", "microns_per_pixel"},
             "callbacks": {"progress"},
             "trainer": {"log_every_n_steps", "profiler"},
             "logger": True,

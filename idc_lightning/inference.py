@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from idc_lightning.config import HardwareConfig
+from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch, Crops, loader
-from idc_lightning.data.datamodule import as_float
 from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
 from idc_lightning.progress import watched

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from idc_lightning.classifier import IDCClassifier
+from idc_lightning.classifier import IDCClassifier, inputs_of
 from idc_lightning.config import LRRangeTestConfig
-from idc_lightning.data.batches import Batch
+from idc_lightning.data.batches import Batch, split_block
 from idc_lightning.figures.learning_rate import draw_range_test
 from idc_lightning.figures.style import Picture
 from idc_lightning.files import write_text
@@ -107,13 +107,13 @@ class LRRangeTest(Callback):
     def _search(self, trainer: lightning.Trainer, module: IDCClassifier) -> pd.DataFrame:
         """Step at each rate until the last one or until the loss diverges, one row each."""
         config = self.config
-        steps = config.steps or int(trainer.num_training_batches)
+        steps = config.steps or _steps_per_epoch(trainer, module)
         rates = ramp_rates(config.start, config.end, config.ramp, steps).tolist()
         if self.bar and trainer.is_global_zero:
             rates = watched(rates, "searching for the learning rate")
         rows: list[tuple[int, float, float, float]] = []
         smoothed, lowest = None, math.inf
-        for rate, batch in zip(rates, _batches(trainer), strict=False):
+        for rate, batch in zip(rates, _batches(trainer, module), strict=False):
             loss = _step(trainer, module, batch, rate)
             smoothed = blend(smoothed, loss, config.smoothing)
             rows.append((len(rows), rate, loss, smoothed))
@@ -161,7 +161,13 @@ def _undone(trainer: lightning.Trainer, module: IDCClassifier) -> Iterator[None]
     module.zero_grad(set_to_none=True)
 
 
-def _batches(trainer: lightning.Trainer) -> Iterator[Batch]:
+def _steps_per_epoch(trainer: lightning.Trainer, module: IDCClassifier) -> int:
+    if module.automatic_optimization:
+        return int(trainer.num_training_batches)
+    return module.data.steps_per_epoch()
+
+
+def _batches(trainer: lightning.Trainer, module: IDCClassifier) -> Iterator[Batch]:
     """The train batches of this process on its device, augmented, epoch after epoch.
 
     The loader is another one, since the trainer has begun to fetch from its own.
@@ -181,7 +187,7 @@ def _batches(trainer: lightning.Trainer) -> Iterator[Batch]:
         set_epoch(epoch)
         for batch in islice(loader, int(trainer.num_training_batches)):
             given = trainer.precision_plugin.convert_input(batch)
-            yield trainer.strategy.batch_to_device(given)
+            yield from split_block(trainer.strategy.batch_to_device(given), module.data.batch_size)
 
 
 def _step(trainer: lightning.Trainer, module: IDCClassifier, batch: Batch, rate: float) -> float:
@@ -195,9 +201,11 @@ def _step(trainer: lightning.Trainer, module: IDCClassifier, batch: Batch, rate:
     def closure() -> Tensor:
         optimizer.zero_grad()
         with trainer.precision_plugin.train_step_context():
-            logits = network(batch["image"]).flatten(0, -2)
+            logits = network(**inputs_of(batch)).flatten(0, -2)
             loss = module.loss(logits, batch["label"].flatten())
         strategy.backward(loss, optimizer)
+        if not module.automatic_optimization:  # else the trainer clips them
+            module.clip_gradients(optimizer, gradient_clip_val=module.gradient_clip)
         losses.append(loss.detach())
         return loss
 

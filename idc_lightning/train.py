@@ -20,6 +20,7 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import write_splits
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
+from idc_lightning.frozen import block_steps, features_note, learns_on_features
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
@@ -59,12 +60,21 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     trainer = build_trainer(config, folder, interactive=sys.stdout.isatty())
     model = IDCClassifier(config.model, config.optimizer, config.scheduler)
-    data = IDCDataModule(config.data, config.split, seed=config.seed, cache=config.cache)
+    data = IDCDataModule(
+        config.data,
+        config.split,
+        seed=config.seed,
+        cache=config.cache,
+        on_features=learns_on_features(config),
+        block=block_steps(config),
+    )
+    if data.block > 1:
+        model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
     data.prepare_data()
     data.setup()
     check_patients(config.report, data.table)
     out.print(data_table(data.summary()))
-    for note in data.notes():
+    for note in [*data.notes(), *features_note(config)]:
         out.print(note, highlight=False, markup=False)
     write_splits(data.splits, folder / "splits.csv")
 
@@ -113,7 +123,7 @@ def run_facts(
         "patients": counted(data, "patients"),
         "patches": counted(data, "patches"),
         "edge_patches": int(data.table["edge"].sum()) + data.store.dropped,
-        "notes": data.notes(),
+        "notes": [*data.notes(), *features_note(config)],
         "epochs": trainer.current_epoch,
         "lr_range_test": asdict(search.result) if search and search.result else None,
         "seconds": round(seconds, 1),

@@ -23,6 +23,7 @@ from idc_lightning.config import (
     TrainerConfig,
 )
 from idc_lightning.errors import IDCError
+from idc_lightning.frozen import block_steps
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.metrics import better
 
@@ -42,6 +43,7 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
     """
     trainer = config.trainer
     accelerator = resolve_accelerator(trainer)
+    block = block_steps(config)
     loggers = build_loggers(config.logger, folder)
     progress = progress_kind(config.callbacks, interactive=interactive)
     return lightning.Trainer(
@@ -49,9 +51,10 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
         devices=1,
         precision=resolve_precision(trainer, accelerator),
         max_epochs=trainer.epochs,
-        gradient_clip_val=trainer.gradient_clip,
+        # Of a block of steps the module clips the gradients, and each call is worth an entry.
+        gradient_clip_val=trainer.gradient_clip if block == 1 else None,
         deterministic=trainer.deterministic,
-        log_every_n_steps=trainer.log_every_n_steps,
+        log_every_n_steps=trainer.log_every_n_steps if block == 1 else 1,
         profiler=build_profiler(trainer),
         callbacks=build_callbacks(config.callbacks, folder, progress, logs=bool(loggers)),
         logger=loggers,

@@ -15,6 +15,19 @@ from idc_lightning.data.store import WHITE, Store
 COUNT = 37
 
 
+def made(table: pd.DataFrame, pixels: np.ndarray) -> Store:
+    """A store whose pixels are those of its table, row by row."""
+    return Store(
+        table=table,
+        packed=pixels,
+        places=np.arange(len(table)),
+        key="made",
+        converted={},
+        broken=table[:0],
+        dropped=0,
+    )
+
+
 def store_of(count: int = COUNT) -> Store:
     """Patches whose first pixels are their row number; places and labels differ from row to row."""
     rows = np.arange(count)
@@ -30,7 +43,15 @@ def store_of(count: int = COUNT) -> Store:
             "target": (rows % 3 == 0).astype("int64"),
         }
     )
-    return Store(table=table, pixels=pixels, converted={}, broken=table[:0], dropped=0)
+    return Store(
+        table=table,
+        packed=pixels,
+        places=np.arange(len(table)),
+        key="made",
+        converted={},
+        broken=table[:0],
+        dropped=0,
+    )
 
 
 def patches(count: int = COUNT) -> Crops:
@@ -43,7 +64,15 @@ def slide(across: int, down: int, absent: Collection[tuple[int, int]] = ()) -> S
     store = store_of(len(cells))
     columns, rows = np.array(cells).T
     table = store.table.assign(patient_id="7", x=1 + PATCH * columns, y=1 + PATCH * rows)
-    return Store(table=table, pixels=store.pixels, converted={}, broken=table[:0], dropped=0)
+    return Store(
+        table=table,
+        packed=store.packed,
+        places=store.places,
+        key="made",
+        converted={},
+        broken=table[:0],
+        dropped=0,
+    )
 
 
 def cells_of(store: Store, size: int, *corners: tuple[int, int]) -> npt.NDArray[np.int64]:
@@ -83,7 +112,7 @@ def epochs(batches: DataLoader[Batch], count: int) -> list[list[list[int]]]:
 
 def test_a_batch_has_its_keys_types_and_shapes() -> None:
     batch = next(iter(load(patches())))
-    assert set(batch) == set(Batch.__annotations__)
+    assert set(batch) == set(Batch.__annotations__) - {"features"}
     kinds = {k: (v.dtype, tuple(v.shape)) for k, v in batch.items() if isinstance(v, torch.Tensor)}
     assert kinds == {
         "image": (torch.uint8, (8, 3, PATCH, PATCH)),
@@ -127,7 +156,7 @@ def test_a_batch_can_be_changed_without_harm_to_the_store() -> None:
     batch = Crops(store, np.arange(COUNT).reshape(-1, 1, 1))[4]
     for name in ("image", "label", "cell", "x", "y"):
         batch[name].zero_()  # type: ignore[literal-required]
-    assert (store.pixels[4, :, :, 0] == 4).all()
+    assert (store.packed[4, :, :, 0] == 4).all()
     pd.testing.assert_frame_equal(store.table, store_of().table)
 
 
@@ -143,7 +172,7 @@ def test_cells_of_a_crop_stand_where_they_stand_in_the_tissue() -> None:
             wide = slice(across * PATCH, (across + 1) * PATCH)
             part = batch["image"][crop, :, tall, wide]
             row = int(batch["cell"][crop, down, across])
-            assert torch.equal(part, torch.from_numpy(store.pixels[row]).permute(2, 0, 1))
+            assert torch.equal(part, torch.from_numpy(store.packed[row]).permute(2, 0, 1))
             assert batch["label"][crop, down, across] == store.table["target"][row]
 
 

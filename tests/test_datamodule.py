@@ -12,6 +12,7 @@ from PIL import Image
 import idc_lightning.data.datamodule as datamodule
 import idc_lightning.data.source as source
 from idc_lightning.config import AnyData, parse
+from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import PATCH
@@ -58,13 +59,13 @@ def test_the_table_holds_each_patch_once_with_its_split(tmp_path: Path, tissue: 
     data = ready(tmp_path, *tissue)
     named = {"patient_id", "x", "y", "target", "path", "split"}
     assert set(data.table.columns) == named | {"width", "height", "edge", "blank", "digest"}
-    assert len(data.table) == len(data.store.pixels) == EACH * len(PATIENTS)
+    assert len(data.table) == len(data.store.packed) == EACH * len(PATIENTS)
     assert not data.table.duplicated(["patient_id", "x", "y"]).any()
     assert dict(zip(data.table["patient_id"], data.table["split"], strict=True)) == PATIENTS
     assert dict(data.splits.items()) == PATIENTS
     for row, path in enumerate(data.table["path"]):
         pixels = np.asarray(Image.open(tmp_path / "tissue" / path))
-        np.testing.assert_array_equal(data.store.pixels[row], pixels)
+        np.testing.assert_array_equal(data.store.packed[row], pixels)
 
 
 def test_splits_are_served_apart_and_whole(tmp_path: Path, tissue: Overrides) -> None:
@@ -169,7 +170,7 @@ def test_an_archive_is_read_like_its_folder(tmp_path: Path, tissue: Overrides) -
     )
     assert archive.index.root.is_relative_to(tmp_path / "cache")
     assert archive.table.equals(folder.table)
-    np.testing.assert_array_equal(archive.store.pixels, folder.store.pixels)
+    np.testing.assert_array_equal(archive.store.packed, folder.store.packed)
 
 
 def test_everything_asks_for_setup_first(tmp_path: Path, tissue: Overrides) -> None:
@@ -276,7 +277,7 @@ def test_augmentation_follows_the_epoch_and_the_seed(tmp_path: Path, tissue: Ove
 
 def test_white_is_one_and_black_is_zero() -> None:
     image = torch.tensor([0, 51, 255], dtype=torch.uint8)
-    assert datamodule.as_float(image).tolist() == pytest.approx([0, 0.2, 1])
+    assert as_float(image).tolist() == pytest.approx([0, 0.2, 1])
 
 
 @pytest.mark.parametrize(
@@ -345,8 +346,8 @@ def test_edge_patches_become_what_is_asked_for(
     assert data.notes() == notes
     assert data.table["edge"].sum() == edges
     assert len(data.table) == EACH * len(PATIENTS) - (not edges)
-    white = (data.store.pixels == 255).all(axis=(1, 2, 3)).any()
-    below = (data.store.pixels[:, 20:] == 255).all(axis=(1, 2, 3))
+    white = (data.store.packed == 255).all(axis=(1, 2, 3)).any()
+    below = (data.store.packed[:, 20:] == 255).all(axis=(1, 2, 3))
     assert not white
     assert below.sum() == (choice == "pad")
 
@@ -397,7 +398,7 @@ def test_lightning_shuffles_each_epoch_and_augments_train_alone(
     assert ((images - others).abs().amax(dim=(1, 2, 3)) > 1e-3).float().mean() > 0.5
     assert model.judged
     for batch in model.judged:
-        plain = torch.from_numpy(data.store.pixels[batch["cell"].flatten().numpy()])
+        plain = torch.from_numpy(data.store.packed[batch["cell"].flatten().numpy()])
         torch.testing.assert_close(batch["image"], plain.permute(0, 3, 1, 2) / 255)
 
 

@@ -113,14 +113,14 @@ def test_images_of_all_modes_become_rgb_with_the_same_colours(
     tmp_path: Path, content: bytes, kind: str, expected: np.ndarray
 ) -> None:
     store = read(tmp_path, content)
-    np.testing.assert_array_equal(store.pixels[0], expected)
+    np.testing.assert_array_equal(store.packed[0], expected)
     assert store.converted == ({kind: 1} if kind else {})
-    assert store.pixels.dtype == np.uint8
+    assert store.packed.dtype == np.uint8
 
 
 def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
     half = np.full((PATCH, PATCH, 4), (100, 0, 200, 128), dtype=np.uint8)
-    mixed = read(tmp_path, png(half)).pixels[0, 7, 7].astype(int)
+    mixed = read(tmp_path, png(half)).packed[0, 7, 7].astype(int)
     assert np.abs(mixed - (177, 127, 227)).max() <= 1
 
 
@@ -142,7 +142,7 @@ WHOLE = png(RGB)
 
 def pixels_or_problems(folder: Path, content: bytes) -> np.ndarray | dict[str, str]:
     try:
-        return read(folder, content).pixels[0]
+        return read(folder, content).packed[0]
     except IDCError as error:
         return problems(error)
 
@@ -244,14 +244,14 @@ def test_broken_files_can_be_left_out(tmp_path: Path) -> None:
     assert store.dropped == 0
     assert store.table["path"].tolist() == ["1.png", "3.png"]
     assert store.table.index.tolist() == [0, 1]
-    np.testing.assert_array_equal(store.pixels, [RGB, np.dstack([GREY] * 3)])
+    np.testing.assert_array_equal(store.packed, [RGB, np.dstack([GREY] * 3)])
     assert store.notes()[0] == "left out 2 patches that can't be read"
 
 
 def test_one_file_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "edge.png").write_bytes(png(RGB[:9, :40]))
     np.testing.assert_array_equal(read_patch(tmp_path / "edge.png"), RGB[:9, :40])
-    stretched = read(tmp_path, png(RGB[:9, :40]), edge_patches="resize").pixels[0]
+    stretched = read(tmp_path, png(RGB[:9, :40]), edge_patches="resize").packed[0]
     found = read_patch(tmp_path / "edge.png", stretched=True)
     np.testing.assert_array_equal(found, stretched)
     (tmp_path / "empty.png").write_bytes(b"")
@@ -277,7 +277,7 @@ def test_pixels_and_rows_keep_the_order_of_the_table_over_many_chunks(tmp_path: 
     store = read(tmp_path, *contents, on_broken="skip")
     kept = [number for number in range(count) if number != CHUNK]
     assert store.table["path"].tolist() == [f"{number}.png" for number in kept]
-    np.testing.assert_array_equal(store.pixels[:, 20, 30], colours[kept])
+    np.testing.assert_array_equal(store.packed[:, 20, 30], colours[kept])
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 1), (1, 50), (17, 50), (50, 33), (12, 7)])
@@ -287,7 +287,7 @@ def test_edge_patches_are_padded_with_white_on_the_right_and_below(
     store = read(tmp_path, png(RGB), png(RGB[:height, :width]))
     expected = np.full_like(RGB, 255)
     expected[:height, :width] = RGB[:height, :width]
-    np.testing.assert_array_equal(store.pixels, [RGB, expected])
+    np.testing.assert_array_equal(store.packed, [RGB, expected])
     assert store.table["edge"].tolist() == [False, True]
     sizes = store.table[["width", "height"]].to_numpy().tolist()
     assert sizes == [[PATCH, PATCH], [width, height]]
@@ -298,7 +298,7 @@ def test_edge_patches_are_padded_with_white_on_the_right_and_below(
 def test_edge_patches_can_be_stretched(tmp_path: Path) -> None:
     ramp = np.repeat(np.linspace(0, 240, PATCH)[:, None, None], 3, axis=2).astype(np.uint8)
     store = read(tmp_path, png(RGB), png(np.repeat(ramp, 10, axis=1)), edge_patches="resize")
-    np.testing.assert_array_equal(store.pixels, [RGB, np.repeat(ramp, PATCH, axis=1)])
+    np.testing.assert_array_equal(store.packed, [RGB, np.repeat(ramp, PATCH, axis=1)])
     assert store.table["edge"].tolist() == [False, True]
     assert store.stretched == 1
     assert "edge patches stretched to 50x50 px: 1" in store.notes()
@@ -316,7 +316,7 @@ def test_edge_patches_can_be_dropped(tmp_path: Path) -> None:
     )
     assert (store.dropped, len(store.broken)) == (2, 1)
     assert store.table["path"].tolist() == ["1.png"]
-    np.testing.assert_array_equal(store.pixels, [RGB])
+    np.testing.assert_array_equal(store.packed, [RGB])
 
 
 @pytest.mark.parametrize("edge_patches", ["pad", "resize"])

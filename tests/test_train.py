@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import get_model
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
-from idc_lightning.data.datamodule import IDCDataModule, as_float
+from idc_lightning.data.augment import as_float
+from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import read_splits, split_hash
 from idc_lightning.metrics import idc_probability
 

@@ -43,19 +43,19 @@ class Scripted(lightning.LightningModule):
         self.layer = nn.Linear(1, 1)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        loss: Tensor = self.layer(batch["image"]).mean()
-        self.log("train/loss_epoch", 0.5, batch_size=len(batch["image"]))
+        loss: Tensor = self.layer(batch["cell"]).mean()
+        self.log("train/loss_epoch", 0.5, batch_size=len(batch["cell"]))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        self.log(self.name, self.values[self.current_epoch], batch_size=len(batch["image"]))
+        self.log(self.name, self.values[self.current_epoch], batch_size=len(batch["cell"]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def batches(count: int) -> DataLoader[Any]:
-    images: list[Any] = [{"image": torch.ones(4, 1)} for _ in range(count)]
+    images: list[Any] = [{"cell": torch.ones(4, 1)} for _ in range(count)]
     return DataLoader(images, batch_size=None)
 
 

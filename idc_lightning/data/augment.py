@@ -4,12 +4,11 @@ Each patch has its own draw, which depends on seed, epoch and patch alone: neith
 patches nor the number of processes changes it.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from idc_lightning.config import AugmentConfig
+from idc_lightning.data.views import choose_views, viewed
 
 RGB_FROM_HED = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Optical density in red, green and blue of hematoxylin, eosin and residual, one row each.
@@ -56,13 +55,33 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
+def draw_views(config: AugmentConfig, cell: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Draw the view of each crop, as `augment` does.
+
+    Args:
+        config: Which flips and turns are made.
+        cell: Row numbers, int64 [B, g, g].
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+
+    Returns:
+        Int64 [B], 0 to 7.
+    """
+    return choose_views(config, _chance(cell, seed=seed, epoch=epoch)[:, :4])
+
+
+def _chance(cell: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Eight draws for each crop: four for its view, three for stains, one for the light."""
+    return draws(seed, epoch, cell.amax(dim=(1, 2)), 8)
+
+
 def augment(
     image: Tensor, label: Tensor, cell: Tensor, config: AugmentConfig, *, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Change each image of a batch, and its grid of cells along with it.
 
     Args:
-        image: Float [B, 3, H, H] in 0 to 1.
+        image: [B, 3, H, H], uint8 or float in 0 to 1.
         label: Int64 [B, g, g].
         cell: Row numbers, int64 [B, g, g].
         config: What is changed, and how much.
@@ -70,19 +89,13 @@ def augment(
         epoch: Number of the epoch.
 
     Returns:
-        The three, changed.
+        The three, changed; the image is float in 0 to 1.
     """
-    chance = draws(seed, epoch, cell.amax(dim=(1, 2)), 8)
-    flips: list[tuple[bool, Callable[[Tensor], Tensor]]] = [
-        (config.horizontal_flip, lambda x: x.flip(-1)),
-        (config.vertical_flip, lambda x: x.flip(-2)),
-        (config.turns, lambda x: x.rot90(1, (-2, -1))),
-        (config.turns, lambda x: x.rot90(2, (-2, -1))),
-    ]
-    for column, (wanted, change) in enumerate(flips):
-        if wanted:
-            chosen = chance[:, column] < 0.5
-            image, label, cell = (_where(chosen, change, part) for part in (image, label, cell))
+    chance = _chance(cell, seed=seed, epoch=epoch)
+    views = choose_views(config, chance[:, :4])
+    # Bytes are turned, since floats are four times as many.
+    image = as_float(viewed(image.permute(0, 2, 3, 1), views).permute(0, 3, 1, 2))
+    label, cell = viewed(label, views), viewed(cell, views)
     if config.stain_jitter > 0:
         image = jitter_stains(image, 1 + config.stain_jitter * (2 * chance[:, 4:7] - 1))
     if config.brightness > 0:
@@ -91,10 +104,14 @@ def augment(
     return image, label, cell
 
 
-def _where(chosen: Tensor, change: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-    """Change the chosen members of a batch."""
-    mask = chosen.reshape(-1, *[1] * (part.ndim - 1))
-    return torch.where(mask, change(part), part)
+def is_finite(config: AugmentConfig) -> bool:
+    """Whether each patch has a few views only, and no colours drawn anew each time."""
+    return config.stain_jitter == 0 and config.brightness == 0
+
+
+def as_float(image: Tensor) -> Tensor:
+    """Turn uint8 in 0 to 255 to float32 in 0 to 1; floats stay as they are."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
 def jitter_stains(image: Tensor, strength: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""From the pixels in memory to batches: which patches, in which order, gathered whole."""
+"""From the store to batches: which patches, in which order, gathered whole."""
 
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,9 @@ class Batch(TypedDict):
     """A batch of B crops of g x g cells (a single patch is g = 1).
 
     Attributes:
-        image: Uint8 [B, 3, 50g, 50g] from the loader; float32 in 0 to 1 on the device.
+        image: Uint8 [B, 3, 50g, 50g] from the loader; float32 in 0 to 1 on the device. Absent where
+            features take its place, and from the loader where the pixels lie on the device.
+        features: Float32 [B, g, g, F] of a frozen backbone, added on the device.
         label: Int64 [B, g, g]; 0 healthy, 1 IDC, -1 no patch there.
         cell: Int64 [B, g, g], row numbers in the store's table; -1 no patch there.
         patient_id: B names.
@@ -25,7 +27,8 @@ class Batch(TypedDict):
         y: Int64 [B], row of the crop's upper left cell in pixels, from 1.
     """
 
-    image: Tensor
+    image: NotRequired[Tensor]
+    features: NotRequired[Tensor]
     label: Tensor
     cell: Tensor
     patient_id: list[str]
@@ -38,16 +41,18 @@ class Crops(Dataset[Batch]):
 
     Args:
         store: Pixels and table.
-        cells: Row numbers in the store, int64 [N, g, g], -1 where there is no patch.
+        cells: Row numbers in the store's table, int64 [N, g, g], -1 where there is no patch.
+        images: Whether batches hold the pixels, or only say which patches they are.
     """
 
-    def __init__(self, store: Store, cells: npt.NDArray[np.int64]) -> None:
+    def __init__(self, store: Store, cells: npt.NDArray[np.int64], *, images: bool = True) -> None:
         self.cells = torch.from_numpy(cells)
-        self.pixels = torch.from_numpy(store.pixels)
+        self.store = store
+        self.images = images
         self.labels = torch.from_numpy(store.table["target"].to_numpy(dtype=np.int64, copy=True))
         self.x = torch.from_numpy(store.table["x"].to_numpy(dtype=np.int64, copy=True))
         self.y = torch.from_numpy(store.table["y"].to_numpy(dtype=np.int64, copy=True))
-        self.patient_ids = store.table["patient_id"].tolist()
+        self.patient_ids = store.table["patient_id"].to_numpy(dtype=object)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -60,19 +65,31 @@ class Crops(Dataset[Batch]):
         """A batch of the crops with these numbers, gathered whole."""
         cell = self.cells[numbers]
         present = cell != NO_CELL
-        pixels = self.pixels[cell]
-        pixels[~present] = WHITE
         # The largest row number of a crop is that of a patch, even where others are missing.
         row, place = cell.flatten(1).max(dim=1)
         across = cell.shape[2]
-        return {
-            "image": assemble(pixels),
+        batch: Batch = {
             "label": self.labels[cell].masked_fill(~present, NO_LABEL),
             "cell": cell,
-            "patient_id": [self.patient_ids[number] for number in row.tolist()],
+            "patient_id": self.patient_ids[row.numpy()].tolist(),
             "x": self.x[row] - PATCH * (place % across),
             "y": self.y[row] - PATCH * (place // across),
         }
+        if self.images:
+            batch["image"] = assemble(gather(self.store, cell))
+        return batch
+
+
+def gather(store: Store, cell: Tensor) -> Tensor:
+    """Pixels of crops, uint8 [B, g, g, 50, 50, 3], white where there is no patch.
+
+    Args:
+        store: Pixels and table.
+        cell: Row numbers in the store's table, int64 [B, g, g]; -1 where there is no patch.
+    """
+    pixels = torch.from_numpy(store.read(cell.numpy()))
+    pixels[cell == NO_CELL] = WHITE
+    return pixels
 
 
 class ShuffledSampler(Sampler[int]):
@@ -81,11 +98,13 @@ class ShuffledSampler(Sampler[int]):
     Args:
         length: Number of crops.
         seed: Seed of the run.
+        taken: Number of crops that an epoch takes, at most all.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, *, taken: int) -> None:
         self.length = length
         self.seed = seed
+        self.taken = taken
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -93,11 +112,27 @@ class ShuffledSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.taken
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return iter(order.tolist())
+        return iter(order[: self.taken].tolist())
+
+
+def split_block(batch: Batch, size: int) -> Iterator[Batch]:
+    """Take a block of batches apart.
+
+    Args:
+        batch: Of any number of crops.
+        size: Crops in each of the batches, of which the last may have fewer.
+    """
+    count = len(batch["cell"])
+    if count <= size:
+        yield batch
+        return
+    for start in range(0, count, size):
+        part: Any = {name: value[start : start + size] for name, value in batch.items()}  # type: ignore[index]
+        yield part
 
 
 def _as_gathered(batch: Any) -> Any:  # noqa: ANN401 - typed as a list by DataLoader
@@ -113,6 +148,7 @@ def loader(
     pin_memory: bool,
     shuffle_seed: int | None = None,
     drop_last: bool = False,
+    block: int = 1,
 ) -> DataLoader[Batch]:
     """Load batches in order, or shuffled anew in each epoch.
 
@@ -122,19 +158,22 @@ def loader(
         workers: Processes that gather batches; 0 gathers them in this one.
         pin_memory: Whether batches lie in memory that a GPU copies from quickly.
         shuffle_seed: Seed of the order; None keeps the order of the crops.
-        drop_last: Whether an incomplete last batch is left out.
+        drop_last: Whether an incomplete last batch of a shuffled order is left out.
+        block: Batches that are fetched together, to be told apart by whoever takes them.
     """
+    left_out = len(crops) % batch_size if drop_last else 0
     sampler: Sampler[int] = (
         SequentialSampler(crops)
         if shuffle_seed is None
-        else ShuffledSampler(len(crops), shuffle_seed)
+        else ShuffledSampler(len(crops), shuffle_seed, taken=len(crops) - left_out)
     )
     return DataLoader(
         crops,
-        batch_size=batch_size,
+        batch_size=batch_size * block,
         sampler=sampler,
         collate_fn=_as_gathered,
-        drop_last=drop_last,
+        # A sampler that divides the crops among processes takes the place of this one.
+        drop_last=drop_last and block == 1,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

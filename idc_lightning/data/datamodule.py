@@ -1,9 +1,10 @@
 """The data of a run: finds it, splits it, reads it and serves batches.
 
 It only joins the steps, each of which has its own module: source, index, split, sample, store,
-batches, augment.
+batches, augment, features.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import lightning
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from idc_lightning.config import AnyData, AnySplit
-from idc_lightning.data.augment import augment
-from idc_lightning.data.batches import Batch, Crops, loader
-from idc_lightning.data.grid import CLASSES
+from idc_lightning.data.augment import as_float, augment, draw_views
+from idc_lightning.data.batches import Batch, Crops, gather, loader
+from idc_lightning.data.features import Features
+from idc_lightning.data.grid import CLASSES, assemble
 from idc_lightning.data.index import Index, read_index
+from idc_lightning.data.resident import resident_pixels
 from idc_lightning.data.sample import sample_patches
 from idc_lightning.data.source import Source, find_source
 from idc_lightning.data.split import (
@@ -54,15 +58,33 @@ class IDCDataModule(lightning.LightningDataModule):
         data: Which data set, and how its patches are read and changed.
         split: How its patients are divided.
         seed: Seed of the order of the patches and of their augmentation.
-        cache: Folder for the demo tissue and unpacked archives.
+        cache: Folder for the demo tissue, unpacked archives, stores and features.
+        on_features: Whether batches hold features of a frozen backbone in place of images.
+        block: Batches of train that are served together; see `train_dataloader`.
+
+    Attributes:
+        features: What batches hold in place of images; to be set before the first of them.
     """
 
-    def __init__(self, data: AnyData, split: AnySplit, *, seed: int, cache: Path) -> None:
+    def __init__(
+        self,
+        data: AnyData,
+        split: AnySplit,
+        *,
+        seed: int,
+        cache: Path,
+        on_features: bool = False,
+        block: int = 1,
+    ) -> None:
         super().__init__()
         self.data = data
         self.split = split
         self.seed = seed
         self.cache = cache
+        self.on_features = on_features
+        self.block = block
+        self.features: Features | None = None
+        self._pixels: Tensor | None = None
         self._source: Source | None = None
         self._done: _Ready | None = None
 
@@ -155,24 +177,47 @@ class IDCDataModule(lightning.LightningDataModule):
         return compared.loc[compared["split"] != "all", ["split", "patients", "patches", "idc"]]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of train, in another order each epoch."""
-        rows = self.rows("train")
-        size = self.data.batch_size
-        # BatchNorm can't be trained on a batch of one.
-        drop_last = self.data.drop_last or len(rows) % size == 1
-        if drop_last and len(rows) < size:
-            raise IDCError(
-                f"train has {len(rows)} patches, less than a batch: set data.batch_size to "
-                f"{len(rows)} or less"
-            )
+        """Batches of train, in another order each epoch.
+
+        With a ``block`` above 1 so many of them are joined to one; the last may hold fewer.
+
+        Raises:
+            IDCError: If train has less than a batch.
+        """
         return loader(
-            self._crops(rows),
-            batch_size=size,
+            self._crops(self.rows("train")),
+            batch_size=self.batch_size,
             workers=self.data.workers,
             pin_memory=self._pinned(),
             shuffle_seed=self.seed,
-            drop_last=drop_last,
+            drop_last=self._drops_last(),
+            block=self.block,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Crops in a batch of train."""
+        return self.data.batch_size
+
+    def steps_per_epoch(self) -> int:
+        """Number of batches of train, of whatever block.
+
+        Raises:
+            IDCError: If train has less than a batch.
+        """
+        full, rest = divmod(len(self.rows("train")), self.data.batch_size)
+        return full if self._drops_last() else full + (rest > 0)
+
+    def _drops_last(self) -> bool:
+        size, count = self.data.batch_size, len(self.rows("train"))
+        # BatchNorm can't be trained on a batch of one.
+        drops = self.data.drop_last or count % size == 1
+        if drops and count < size:
+            raise IDCError(
+                f"train has {count} patches, less than a batch: set data.batch_size to {count} or "
+                "less"
+            )
+        return drops
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of dev, in the table's order."""
@@ -191,26 +236,51 @@ class IDCDataModule(lightning.LightningDataModule):
             pin_memory=self._pinned(),
         )
 
+    def train_images(self, device: torch.device) -> Iterator[Tensor]:
+        """Images of train as they are, float [B, 3, 50, 50], each once and in random batches.
+
+        Their order depends on nothing but the patches, so that runs of a sweep share what is
+        computed from them.
+        """
+        rows = np.random.default_rng(0).permutation(self.rows("train"))
+        for start in range(0, len(rows), self.data.eval_batch_size):
+            cell = torch.from_numpy(rows[start : start + self.data.eval_batch_size])
+            yield as_float(assemble(gather(self.store, cell.reshape(-1, 1, 1))).to(device))
+
     def _crops(self, rows: np.ndarray) -> Crops:
-        return Crops(self.store, rows.reshape(-1, 1, 1))
+        if not self.on_features and self._pixels is None:
+            self._pixels = resident_pixels(self.store, self._device(), self.data.device_resident)
+        images = not self.on_features and self._pixels is None
+        return Crops(self.store, rows.reshape(-1, 1, 1), images=images)
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _pinned(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self._device().type == "cuda"
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Turn images to float32 in 0 to 1 and augment those of train, on their device."""
-        image = as_float(batch["image"])
+        """Augment train and turn bytes to float32 in 0 to 1, on the device; or add features."""
+        training = self.trainer is not None and self.trainer.training
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
         label, cell = batch["label"], batch["cell"]
-        if self.trainer is not None and self.trainer.training:
+        if self.on_features:
+            views = None
+            if training:
+                views = draw_views(self.data.augment, cell, seed=self.seed, epoch=epoch)
+            return {**batch, "features": self._features_of(cell, views)}
+        image = batch["image"] if self._pixels is None else assemble(self._pixels[cell])
+        if training:
             image, label, cell = augment(
-                image,
-                label,
-                cell,
-                self.data.augment,
-                seed=self.seed,
-                epoch=self.trainer.current_epoch,
+                image, label, cell, self.data.augment, seed=self.seed, epoch=epoch
             )
-        return {**batch, "image": image, "label": label, "cell": cell}
+        return {**batch, "image": as_float(image), "label": label, "cell": cell}
+
+    def _features_of(self, cell: Tensor, views: Tensor | None) -> Tensor:
+        """Features of patches, float32 [B, 1, 1, F]."""
+        if self.features is None:
+            raise RuntimeError("the features of the frozen backbone aren't computed yet")
+        return self.features.read(cell.flatten(), views).to(cell.device)[:, None, None]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of its data: plain values of where and how it was read."""
@@ -236,11 +306,6 @@ class IDCDataModule(lightning.LightningDataModule):
                 "the checkpoint was trained on another split of the patients: give its own by "
                 "split=file split.path=<its run folder>/splits.csv"
             )
-
-
-def as_float(image: Tensor) -> Tensor:
-    """Turn uint8 in 0 to 255 to float32 in 0 to 1."""
-    return image.float().div_(255)
 
 
 def _check_classes(table: pd.DataFrame) -> None:

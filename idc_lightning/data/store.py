@@ -55,10 +55,12 @@ class Store:
     """The pixels of a table of patches.
 
     Attributes:
-        table: The patches that could be read, numbered like ``pixels``, with further columns width
+        table: The patches that could be read, with further columns width
             and height (int64, pixels of the file), edge (bool, smaller than 50x50 px), blank (bool,
             one colour throughout) and digest (str, of the pixels as they were in the file).
-        pixels: uint8 [N, 50, 50, 3], RGB.
+        packed: Pixels of the table's rows and perhaps of others, uint8 [M, 50, 50, 3], RGB.
+        places: Row of ``packed`` for each row of the table, int64 [N].
+        key: A hash of all that ``packed`` holds.
         converted: Number of files by what they were converted from (grey, RGBA, which is
             all with transparency, 16-bit, palette).
         broken: The patches left out because their files can't be read, with a further column
@@ -68,11 +70,25 @@ class Store:
     """
 
     table: pd.DataFrame
-    pixels: npt.NDArray[np.uint8]
+    packed: npt.NDArray[np.uint8]
+    places: npt.NDArray[np.int64]
+    key: str
     converted: dict[str, int]
     broken: pd.DataFrame
     dropped: int
     stretched: int = 0
+
+    def read(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Copy the pixels of some patches.
+
+        Args:
+            rows: Rows of the table, of any shape.
+
+        Returns:
+            Uint8 [..., 50, 50, 3].
+        """
+        pixels: npt.NDArray[np.uint8] = self.packed[self.places[np.asarray(rows)]]
+        return pixels
 
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
@@ -139,9 +155,13 @@ def decode(
     if not kept.any():
         raise IDCError(f"no patch of {root} is left: all are broken or dropped as edge patches")
     columns = {name: [getattr(patch, name) for patch in found] for name in COLUMNS}
+    read = table.assign(**columns)[kept].reset_index(drop=True)
+    content = f"{edge_patches} {' '.join(read['digest'])}"
     return Store(
-        table=table.assign(**columns)[kept].reset_index(drop=True),
-        pixels=pixels if kept.all() else pixels[kept],
+        table=read,
+        packed=pixels if kept.all() else pixels[kept],
+        places=np.arange(len(read)),
+        key=hashlib.blake2b(content.encode(), digest_size=12).hexdigest(),
         converted=dict(Counter(p.converted for p in compress(found, kept) if p.converted)),
         broken=unread,
         dropped=int((edge & ~broken & ~kept).sum()),

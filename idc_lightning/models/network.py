@@ -35,7 +35,8 @@ class Normalize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalise float [B, 3, H, W] in 0 to 1."""
-        return (image - self.mean) / self.std
+        # A single pass over the images.
+        return torch.addcmul(-self.mean / self.std, image, 1 / self.std)
 
 
 class Head(nn.Sequential):
@@ -77,6 +78,9 @@ class PatchNetwork(nn.Module):
         classes: Number of classes.
         frozen: Whether the backbone learns nothing, neither weights nor statistics.
 
+    Attributes:
+        width: Number of features of a cell, F.
+
     Raises:
         IDCError: If the backbone isn't known.
     """
@@ -86,8 +90,8 @@ class PatchNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = Normalize()
-        self.backbone, width = build_backbone(backbone)
-        self.head = Head(width, classes, head)
+        self.backbone, self.width = build_backbone(backbone)
+        self.head = Head(self.width, classes, head)
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
         # Convolutions on the CPU and on tensor cores are quicker with colours last.
@@ -131,9 +135,18 @@ class PatchNetwork(nn.Module):
         Returns:
             Float32 [B, g, g, K].
         """
-        features = self.features(image)
-        batch, rows, columns, width = features.shape
+        return self.classify(self.features(image))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features.
+
+        Args:
+            features: Float32 [..., F], of `features`.
+
+        Returns:
+            Float32 [..., K].
+        """
         # The head costs little, and bfloat16 logits would be too coarse to rank patches by.
-        with torch.autocast(image.device.type, enabled=False):
-            logits: Tensor = self.head(features.reshape(-1, width))
-        return logits.reshape(batch, rows, columns, -1)
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.flatten(0, -2))
+        return logits.reshape(*features.shape[:-1], -1)

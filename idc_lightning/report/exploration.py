@@ -10,8 +10,7 @@ import pandas as pd
 import torch
 
 from idc_lightning.config import AugmentConfig, ExploreConfig
-from idc_lightning.data.augment import augment
-from idc_lightning.data.datamodule import as_float
+from idc_lightning.data.augment import as_float, augment
 from idc_lightning.data.grid import CLASSES, PATCH
 from idc_lightning.data.health import DUPLICATES, SMALL_INSIDE, summarise
 from idc_lightning.data.sample import draw_evenly
@@ -210,7 +209,7 @@ def patches(explored: Explored, config: ExploreConfig, figures: Path) -> Section
 def tiles_of(store: Store, rows: pd.DataFrame, *more: Sequence[str]) -> list[Tile]:
     """Tiles of a store's rows, with patient, position and further lines below."""
     return [
-        Tile(store.pixels[row], (patient, f"x {x}, y {y}", *lines))
+        Tile(store.read(row), (patient, f"x {x}, y {y}", *lines))
         for row, patient, x, y, *lines in zip(
             rows.index, rows["patient_id"], rows["x"], rows["y"], *more, strict=True
         )
@@ -254,7 +253,7 @@ def tissue(explored: Explored, slides: Mapping[str, tuple[Slide, Rows]], figures
     for patient in watched([name for name in explored.drawn if name in slides], "drawing tissue"):
         slide, rows = slides[patient]
         path = figures / f"{safe_name(patient)}.png"
-        pictures.append(draw_tissue_pair(path, slide, explored.store.pixels[rows], target[rows]))
+        pictures.append(draw_tissue_pair(path, slide, explored.store.read(rows), target[rows]))
     return Section(
         "Tissue",
         "The patches put together again; beside it the same with those labelled IDC in colour.",
@@ -267,7 +266,7 @@ def augmentation(explored: Explored, config: ExploreConfig, figures: Path) -> Se
     rows = previewed(explored.store.table, config)
     paths = [explored.root / path for path in rows["path"]]
     views = {"file": [read_patch(path) for path in paths]}
-    seen = explored.store.pixels[rows.index.to_numpy()]
+    seen = explored.store.read(rows.index.to_numpy())
     if config.data.edge_patches == "resize":  # the store's are padded
         seen = np.stack([read_patch(path, stretched=True) for path in paths])
     for epoch in range(DRAWS):

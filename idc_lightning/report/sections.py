@@ -165,7 +165,7 @@ def worst(figures: Path, judgement: Judgement, store: Store, *, count: int) -> I
                 "folds, blur, ink, inflammation, in situ carcinoma, or a label that is wrong.",
                 [
                     Tile(
-                        store.pixels[row],
+                        store.read(row),
                         (
                             str(patch.patient_id),
                             f"x {patch.x}, y {patch.y}",
@@ -218,7 +218,7 @@ def landscapes(
             draw_landscape(
                 figures / f"{prefix}_{safe_name(patient)}.png",
                 slide,
-                store.pixels[patches.index],
+                store.read(patches.index),
                 patches,
                 threshold=threshold,
             )

@@ -1,0 +1,205 @@
+"""Features of a frozen backbone on disk: one row for each patch of a store and each of its views.
+
+It knows nothing of the network. Rows are filled as they are needed and marked only when they lie on
+disk, so that runs with other splits share them and a run that was killed leaves what it finished.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from idc_lightning.data.views import VIEWS
+from idc_lightning.errors import IDCError
+from idc_lightning.files import made_once, replaced, write_text
+
+FORMAT = 1
+"""Number of the layout of the files, to be raised with each change."""
+
+KINDS = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.float16}
+"""How features lie on disk, where numpy has no bfloat16."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the patches that a run uses.
+
+    Attributes:
+        arrays: One memory map [M, F] for each view that is there.
+        places: Row of the arrays for each row of the run's table, int64 [n].
+        dtype: In what they were computed.
+    """
+
+    arrays: dict[int, npt.NDArray[np.generic]]
+    places: npt.NDArray[np.int64]
+    dtype: torch.dtype
+
+    def read(self, rows: Tensor, views: Tensor | None = None) -> Tensor:
+        """Gather features.
+
+        Args:
+            rows: Rows of the run's table, int64 [B].
+            views: View of each, int64 [B]; None takes the patches as they are.
+
+        Returns:
+            Float32 [B, F].
+        """
+        places = self.places[rows.cpu().numpy()]
+        if views is None:
+            return self._as_float(self.arrays[0][places])
+        chosen = views.cpu().numpy()
+        first = next(iter(self.arrays.values()))
+        gathered = np.empty((len(places), first.shape[1]), dtype=first.dtype)
+        for view, array in self.arrays.items():
+            mask = chosen == view
+            gathered[mask] = array[places[mask]]
+        return self._as_float(gathered)
+
+    def _as_float(self, values: npt.NDArray[np.generic]) -> Tensor:
+        found = torch.from_numpy(values)
+        return found.view(self.dtype).float() if self.dtype == torch.bfloat16 else found.float()
+
+
+class FeatureCache:
+    """A folder of features of one backbone, on one store, in one precision.
+
+    Args:
+        folder: Made on first use; its name tells it from others.
+        patches: Number of patches in the store, M.
+        width: Number of features, F.
+        dtype: In what they are computed: float32, bfloat16 or float16.
+
+    Raises:
+        IDCError: If the folder can't be made, or holds other features.
+    """
+
+    def __init__(self, folder: Path, *, patches: int, width: int, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.shape = (patches, width)
+        self.dtype = dtype
+        self._done_path = folder / "done.npy"
+        facts = {"format": FORMAT, "patches": patches, "width": width, "dtype": str(dtype)}
+        with made_once(folder) as partial:
+            if partial is not None:
+                write_text(partial / "features.json", json.dumps(facts))
+                _save(partial / self._done_path.name, np.zeros((VIEWS, patches), dtype=bool))
+        try:
+            found = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(folder) from error
+        if found != facts:
+            raise _damaged(folder)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Keep other processes from computing the same features at the same time.
+
+        Whoever finds another one at work says so once and waits.
+        """
+        lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another process that fills {self.folder}", flush=True)
+            lock.acquire()
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def missing(self, view: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which of some patches have no features of a view yet, ordered, each once."""
+        wanted = np.zeros(self.shape[0], dtype=bool)
+        wanted[places] = True
+        return np.flatnonzero(wanted & ~self._done()[view])
+
+    def write(self, view: int, places: npt.NDArray[np.int64], features: Tensor) -> None:
+        """Add features, to be called within `filling`.
+
+        Args:
+            view: 0 to 7.
+            places: Rows of the store [n].
+            features: [n, F].
+
+        Raises:
+            IDCError: If they can't be written.
+        """
+        path = self._path(view)
+        try:
+            if not path.exists():
+                with replaced(path) as partial:
+                    np.lib.format.open_memmap(
+                        partial, mode="w+", dtype=KINDS[self.dtype], shape=self.shape
+                    ).flush()
+            array = self._open(path, "r+")
+            values = features.to(self.dtype).cpu()
+            raw = values.view(torch.uint16) if self.dtype == torch.bfloat16 else values
+            array[places] = raw.numpy()
+            array.flush()
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        done = self._done()
+        done[view, places] = True
+        with replaced(self._done_path) as partial:
+            _save(partial, done)
+
+    def open(self, views: list[int], places: npt.NDArray[np.int64]) -> Features:
+        """What was computed, for reading.
+
+        Args:
+            views: Those that are read.
+            places: Row of the store for each row of the run's table [n].
+
+        Raises:
+            IDCError: If they are damaged.
+        """
+        arrays = {view: np.asarray(self._open(self._path(view), "r")) for view in views}
+        return Features(arrays, places, self.dtype)
+
+    def _path(self, view: int) -> Path:
+        return self.folder / f"view-{view}.npy"
+
+    def _open(self, path: Path, mode: Literal["r", "r+"]) -> "np.memmap[Any, Any]":
+        try:
+            array: np.memmap[Any, Any] = np.load(path, mmap_mode=mode)
+        except (OSError, ValueError) as error:
+            raise _damaged(self.folder) from error
+        if array.shape != self.shape or array.dtype != KINDS[self.dtype]:
+            raise _damaged(self.folder)
+        return array
+
+    def _done(self) -> npt.NDArray[np.bool_]:
+        try:
+            done = np.load(self._done_path)
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(self.folder) from error
+        if done.shape != (VIEWS, self.shape[0]) or done.dtype != bool:
+            raise _damaged(self.folder)
+        found: npt.NDArray[np.bool_] = done
+        return found
+
+
+def _save(path: Path, array: npt.NDArray[np.bool_]) -> None:
+    with path.open("wb") as file:  # np.save would append .npy to a temporary name
+        np.save(file, array)
+
+
+def _damaged(folder: Path) -> IDCError:
+    return IDCError(f"the features in {folder} are damaged: delete this folder")
+
+
+def _cannot_write(path: Path, error: OSError) -> IDCError:
+    return IDCError(
+        f"can't write {path}: {error.strerror}; free space, choose another cache=<folder>, or set "
+        "data.features=off"
+    )

@@ -1,0 +1,207 @@
+"""A frozen backbone computes each view of a patch once; the head learns on what it gave.
+
+The features go to the cache, under a key of all that they depend on, so that the epochs of a run
+and the runs of a sweep compute them once.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from idc_lightning.config import AugmentConfig, Config
+from idc_lightning.data.augment import as_float, is_finite
+from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.features import FORMAT, FeatureCache, Features
+from idc_lightning.data.views import possible_views, viewed
+from idc_lightning.errors import IDCError
+from idc_lightning.models.network import PatchNetwork
+from idc_lightning.progress import watched
+
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What each precision gives features in; all others give float32."""
+
+BATCH = 512
+"""Patches that are computed at once."""
+
+CHUNK = 16
+"""Batches between two writes to the cache."""
+
+
+def learns_on_features(config: Config) -> bool:
+    """Whether a run trains its head on cached features."""
+    frozen = config.model.freeze_backbone and config.data.features == "auto"
+    return frozen and is_finite(config.data.augment)
+
+
+def features_note(config: Config) -> list[str]:
+    """A line on a frozen backbone that is computed anew in each step, and why; else none."""
+    if not config.model.freeze_backbone or learns_on_features(config):
+        return []
+    if config.data.features == "off":
+        return ["the frozen backbone is computed anew in each step: data.features=off"]
+    return [
+        "the frozen backbone is computed anew in each step, since data.augment.stain_jitter and "
+        "brightness give no finite set of views: set both to 0 to compute it once"
+    ]
+
+
+def block_steps(config: Config) -> int:
+    """Batches that training takes in one step of Lightning, whose own time would exceed theirs.
+
+    1 takes them one by one: the whole net needs no blocks, and a moving average of the weights has
+    to see each step.
+    """
+    if not learns_on_features(config) or config.callbacks.ema_decay is not None:
+        return 1
+    return config.trainer.log_every_n_steps
+
+
+def compute_features(
+    network: PatchNetwork,
+    backbone: str,
+    data: IDCDataModule,
+    splits: Sequence[str],
+    *,
+    precision: str,
+    context: AbstractContextManager[None],
+) -> Features:
+    """Compute what the cache lacks.
+
+    Args:
+        network: With the weights of its backbone, on its device.
+        backbone: Its name.
+        data: The patches.
+        splits: Those that are needed: train in all views that its augmentation can ask for, others
+            as they are.
+        precision: Lightning's name of it.
+        context: In which the network computes, such as autocast.
+
+    Returns:
+        Features of all patches of these splits.
+
+    Raises:
+        IDCError: If features aren't finite, or can't be written.
+    """
+    store = data.store
+    dtype = DTYPES.get(precision, torch.float32)
+    key = _key(network, backbone, precision, store.key)
+    cache = FeatureCache(
+        data.cache.expanduser() / "features" / key,
+        patches=len(store.packed),
+        width=network.width,
+        dtype=dtype,
+    )
+    wanted = _wanted(data, splits)
+    if _lacking(cache, wanted, store.places):
+        with cache.filling():
+            lacking = _lacking(cache, wanted, store.places)
+            if lacking:
+                _announce(cache, lacking, dtype)
+            with context, torch.inference_mode():
+                _fill(network, cache, data, lacking)
+    return cache.open(sorted(wanted), store.places)
+
+
+def _wanted(data: IDCDataModule, splits: Sequence[str]) -> dict[int, npt.NDArray[np.int64]]:
+    """Rows of the table by the views that are needed of them."""
+    rows: dict[int, list[npt.NDArray[np.int64]]] = {}
+    for split in splits:
+        for view in _views(data.data.augment) if split == "train" else [0]:
+            rows.setdefault(view, []).append(data.rows(split))
+    return {view: np.concatenate(parts) for view, parts in rows.items()}
+
+
+def _views(config: AugmentConfig) -> list[int]:
+    """Views of train, the patch as it is always among them."""
+    return sorted({0, *possible_views(config)})
+
+
+def _lacking(
+    cache: FeatureCache, wanted: dict[int, npt.NDArray[np.int64]], places: npt.NDArray[np.int64]
+) -> dict[int, npt.NDArray[np.int64]]:
+    """Rows of the store that have to be computed, by view."""
+    missing = {view: cache.missing(view, places[rows]) for view, rows in wanted.items()}
+    return {view: rows for view, rows in missing.items() if len(rows)}
+
+
+def _announce(
+    cache: FeatureCache, lacking: dict[int, npt.NDArray[np.int64]], dtype: torch.dtype
+) -> None:
+    count = sum(len(rows) for rows in lacking.values())
+    size = count * cache.shape[1] * dtype.itemsize
+    print(
+        f"computing the frozen backbone once: {count:,} views of patches, {size / 1e9:.2g} GB in "
+        f"{cache.folder}",
+        flush=True,
+    )
+
+
+def _fill(
+    network: PatchNetwork,
+    cache: FeatureCache,
+    data: IDCDataModule,
+    lacking: dict[int, npt.NDArray[np.int64]],
+) -> None:
+    batches = [
+        (view, rows[start : start + BATCH])
+        for view, rows in lacking.items()
+        for start in range(0, len(rows), BATCH)
+    ]
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    try:
+        for view, rows, found in _chunks(
+            (view, rows, network.features(_images(data, rows, view, device))[:, 0, 0])
+            for view, rows in watched(batches, "computing the frozen backbone")
+        ):
+            if not bool(torch.isfinite(found).all()):
+                raise IDCError(
+                    "features of the frozen backbone are not finite: model.weights can't be used"
+                )
+            cache.write(view, rows, found)
+    finally:
+        network.train(training)
+
+
+def _images(
+    data: IDCDataModule, places: npt.NDArray[np.int64], view: int, device: torch.device
+) -> Tensor:
+    """Images of a view, float [B, 3, 50, 50]."""
+    pixels = torch.from_numpy(data.store.packed[places]).to(device)
+    turned = viewed(pixels, torch.full((len(places),), view, device=device))
+    return as_float(turned.permute(0, 3, 1, 2))
+
+
+def _chunks(
+    computed: Iterator[tuple[int, npt.NDArray[np.int64], Tensor]],
+) -> Iterator[tuple[int, npt.NDArray[np.int64], Tensor]]:
+    """Join some batches of a view to one write."""
+    while chunk := list(islice(computed, CHUNK)):
+        for view in dict.fromkeys(view for view, _, _ in chunk):
+            mine = [(rows, found) for of, rows, found in chunk if of == view]
+            yield view, np.concatenate([rows for rows, _ in mine]), torch.cat([f for _, f in mine])
+
+
+def _key(network: PatchNetwork, backbone: str, precision: str, store: str) -> str:
+    """Name of the features: a hash of all that they depend on."""
+    digest = hashlib.blake2b(digest_size=12)
+    device = next(network.parameters()).device.type
+    facts = (FORMAT, backbone, precision, device, store, torch.__version__)
+    digest.update(repr(facts).encode())
+    for part in (network.normalize, network.backbone):
+        _add_weights(digest, part)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: "hashlib.blake2b", part: nn.Module) -> None:
+    for name, value in part.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().numpy().tobytes())

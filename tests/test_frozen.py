@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from helpers_model import TINY, config_of, write_tissue
+
+from idc_lightning.frozen import features_note, learns_on_features
+from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.train import train
+
+FROZEN = ("model.freeze_backbone=true", "model.head.dropout=0", "logger=default", "report=none")
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    data = write_tissue(folder / "data")
+    config = config_of(*TINY, *FROZEN, *data, f"cache={folder}/cache", *overrides)
+    run = folder / "-".join(["run", *(o.replace("/", "_") for o in overrides)])[:80]
+    train(config, run)
+    return run
+
+
+def test_a_run_on_features_learns_what_one_on_images_learns(tmp_path: Path) -> None:
+    few = ("trainer.log_every_n_steps=2", "data.batch_size=4")
+    runs = [trained(tmp_path, f"data.features={mode}", *few) for mode in ("auto", "off")]
+    on_features, on_images = (
+        read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs
+    )
+    for name, value in on_images.items():
+        torch.testing.assert_close(on_features[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    curves = [pd.read_csv(run / "metrics.csv") for run in runs]
+    # A block's loss is that of its last step, so the last entries are at the same steps.
+    steps = [sorted(curve.loc[curve["dev/f1"].notna(), "step"]) for curve in curves]
+    assert steps[0] == steps[1]
+    predictions = [pd.read_csv(run / "predictions" / "test.csv")["proba"] for run in runs]
+    assert predictions[0].to_numpy() == pytest.approx(predictions[1].to_numpy(), abs=1e-4)
+
+
+def test_features_are_computed_once_for_all_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(tmp_path, "trainer.epochs=1")
+    assert "computing the frozen backbone once" in capsys.readouterr().out
+    trained(tmp_path, "model.head.dropout=0.3")
+    assert "computing the frozen backbone once" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [("data.augment.stain_jitter=0.1", "stain_jitter"), ("data.features=off", "data.features=off")],
+)
+def test_a_backbone_that_is_computed_anew_says_why(override: str, reason: str) -> None:
+    config = config_of(*TINY, *FROZEN, override)
+    assert not learns_on_features(config)
+    assert reason in features_note(config)[0]
+    plain = config_of(*TINY, *FROZEN)
+    assert learns_on_features(plain)
+    assert features_note(plain) == []
