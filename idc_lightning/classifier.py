@@ -223,15 +223,12 @@ class IDCClassifier(lightning.LightningModule):
 
     def _learn_block(self, batch: Batch, batch_idx: int) -> Tensor:
         """Step for each batch of a block; returns the loss of the last one."""
-        if batch_idx == 0:
-            self._seen["train"] = []
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert not isinstance(scheduler, list)
-        losses, seen = [], []
-        for part in split_block(batch, self.data.batch_size):
-            logits = self(**inputs_of(part)).flatten(0, -2)
-            loss = self.loss(logits, part["label"].flatten())
+        losses = []
+        for number, part in enumerate(split_block(batch, self.data.batch_size)):
+            loss = self._step(part, batch_idx + number, "train")
             optimizer.zero_grad()
             self.manual_backward(loss)
             self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.gradient_clip)
@@ -239,18 +236,10 @@ class IDCClassifier(lightning.LightningModule):
             if scheduler is not None:
                 scheduler.step()
             losses.append(loss.detach())
-            seen.append(logits.detach())
-        self._seen["train"].append(
-            (batch["cell"].flatten(), torch.cat(seen), batch["label"].flatten())
-        )
-        self._count_steps(len(losses))
+        # The curves of the loggers count steps, where Lightning counts its own calls.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(losses) - 1
         self._check_finite(torch.stack(losses).sum())
         return losses[-1]
-
-    def _count_steps(self, steps: int) -> None:
-        """Let the curves of the loggers count steps, where Lightning counts its own calls."""
-        loop = self.trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped += steps - 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of a batch of dev."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from idc_lightning.errors import IDCError
 
@@ -79,13 +79,7 @@ def made_once(folder: Path) -> Iterator[Path | None]:
     if folder.is_dir():
         yield None
         return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.parent / f".{folder.name}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise _cannot_make(folder, error) from error
-    try:
+    with locked(folder):
         if folder.is_dir():
             yield None
             return
@@ -101,6 +95,32 @@ def made_once(folder: Path) -> Iterator[Path | None]:
             _rename(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, *, waiting: str = "") -> Iterator[None]:
+    """Work on a folder in one process while others wait.
+
+    Args:
+        folder: What is worked on; it needn't exist.
+        waiting: A line that is printed if another process is at work.
+
+    Raises:
+        IDCError: If its parent can't be written.
+    """
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if waiting:
+                print(waiting, flush=True)
+            lock.acquire()
+    except OSError as error:
+        raise _cannot_make(folder, error) from error
+    try:
+        yield
     finally:
         lock.release()
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from idc_lightning.config import AugmentConfig, Config
+from idc_lightning.config import Config
 from idc_lightning.data.augment import as_float, is_finite
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.features import FORMAT, FeatureCache, Features
@@ -23,8 +23,8 @@ from idc_lightning.errors import IDCError
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.progress import watched
 
-DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""What each precision gives features in; all others give float32."""
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What each precision computes in where that is safe; all others in float32."""
 
 BATCH = 512
 """Patches that are computed at once."""
@@ -89,7 +89,7 @@ def compute_features(
         IDCError: If features aren't finite, or can't be written.
     """
     store = data.store
-    dtype = DTYPES.get(precision, torch.float32)
+    dtype = MIXED.get(precision, torch.float32)
     key = _key(network, backbone, precision, store.key)
     cache = FeatureCache(
         data.cache.expanduser() / "features" / key,
@@ -101,10 +101,10 @@ def compute_features(
     if _lacking(cache, wanted, store.places):
         with cache.filling():
             lacking = _lacking(cache, wanted, store.places)
-            if lacking:
+            if lacking:  # another process may have computed them meanwhile
                 _announce(cache, lacking, dtype)
-            with context, torch.inference_mode():
-                _fill(network, cache, data, lacking)
+                with context, torch.inference_mode():
+                    _fill(network, cache, data, lacking)
     return cache.open(sorted(wanted), store.places)
 
 
@@ -112,14 +112,9 @@ def _wanted(data: IDCDataModule, splits: Sequence[str]) -> dict[int, npt.NDArray
     """Rows of the table by the views that are needed of them."""
     rows: dict[int, list[npt.NDArray[np.int64]]] = {}
     for split in splits:
-        for view in _views(data.data.augment) if split == "train" else [0]:
+        for view in possible_views(data.data.augment) if split == "train" else [0]:
             rows.setdefault(view, []).append(data.rows(split))
     return {view: np.concatenate(parts) for view, parts in rows.items()}
-
-
-def _views(config: AugmentConfig) -> list[int]:
-    """Views of train, the patch as it is always among them."""
-    return sorted({0, *possible_views(config)})
 
 
 def _lacking(
@@ -200,7 +195,7 @@ def _key(network: PatchNetwork, backbone: str, precision: str, store: str) -> st
     return digest.hexdigest()
 
 
-def _add_weights(digest: "hashlib.blake2b", part: nn.Module) -> None:
+def _add_weights(digest: hashlib.blake2b, part: nn.Module) -> None:
     for name, value in part.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(name.encode())

@@ -12,12 +12,10 @@ from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch, Crops, loader
 from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
+from idc_lightning.frozen import MIXED
 from idc_lightning.progress import watched
 from idc_lightning.runs import Run
 from idc_lightning.trainer import resolve_accelerator, resolve_precision
-
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""What each precision computes in where that is safe; all others in float32."""
 
 
 def predict_logits(

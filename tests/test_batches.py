@@ -43,15 +43,7 @@ def store_of(count: int = COUNT) -> Store:
             "target": (rows % 3 == 0).astype("int64"),
         }
     )
-    return Store(
-        table=table,
-        packed=pixels,
-        places=np.arange(len(table)),
-        key="made",
-        converted={},
-        broken=table[:0],
-        dropped=0,
-    )
+    return made(table, pixels)
 
 
 def patches(count: int = COUNT) -> Crops:
@@ -64,15 +56,7 @@ def slide(across: int, down: int, absent: Collection[tuple[int, int]] = ()) -> S
     store = store_of(len(cells))
     columns, rows = np.array(cells).T
     table = store.table.assign(patient_id="7", x=1 + PATCH * columns, y=1 + PATCH * rows)
-    return Store(
-        table=table,
-        packed=store.packed,
-        places=store.places,
-        key="made",
-        converted={},
-        broken=table[:0],
-        dropped=0,
-    )
+    return made(table, store.packed)
 
 
 def cells_of(store: Store, size: int, *corners: tuple[int, int]) -> npt.NDArray[np.int64]:

@@ -14,12 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from idc_lightning.data.views import VIEWS
 from idc_lightning.errors import IDCError
-from idc_lightning.files import made_once, replaced, write_text
+from idc_lightning.files import locked, made_once, replaced, write_text
 
 FORMAT = 1
 """Number of the layout of the files, to be raised with each change."""
@@ -104,18 +103,8 @@ class FeatureCache:
 
         Whoever finds another one at work says so once and waits.
         """
-        lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting for another process that fills {self.folder}", flush=True)
-            lock.acquire()
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
-        try:
+        with locked(self.folder, waiting=f"waiting for another process that fills {self.folder}"):
             yield
-        finally:
-            lock.release()
 
     def missing(self, view: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Which of some patches have no features of a view yet, ordered, each once."""

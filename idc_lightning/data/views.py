@@ -93,7 +93,7 @@ def choose_views(config: AugmentConfig, chance: Tensor) -> Tensor:
 
 
 def possible_views(config: AugmentConfig) -> list[int]:
-    """All views that `choose_views` can give."""
+    """All views that `choose_views` can give; 0, the patch as it is, is always one."""
     bits = [2**bit if wanted else 0 for bit, wanted in enumerate(_wanted(config))]
     used = {sum(chosen) for chosen in product(*((0, bit) for bit in bits))}
     return sorted({int(_composed()[index]) for index in used})
