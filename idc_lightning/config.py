@@ -455,6 +455,23 @@ class ExploreConfig(CommandConfig):
     seed: Seed
 
 
+class PrepareConfig(CommandConfig):
+    """What `idc-prepare` takes."""
+
+    command: ClassVar[str] = "prepare"
+
+    data: AnyData
+    cache: Path
+    clean: bool
+
+    def idle(self, typed: AbstractSet[str]) -> str | None:
+        """As `CommandConfig.idle`."""
+        unread = sorted(key for key in typed if key == "data" or key.startswith("data."))
+        if unread and self.clean:
+            return f"{unread[0]} has no effect, since clean=true empties the cache: leave it out"
+        return None
+
+
 class EvaluateConfig(CommandConfig):
     """What `idc-evaluate` takes."""
 
@@ -488,6 +505,7 @@ class PredictConfig(CommandConfig):
     data: InputConfig
     results: PredictResultsConfig
     report: ReportConfig
+    cache: Path
     trainer: HardwareConfig
 
 

@@ -15,7 +15,7 @@ from idc_lightning.data.sample import sample_patches
 from idc_lightning.data.size import check_size
 from idc_lightning.data.source import find_source
 from idc_lightning.data.split import rows_of
-from idc_lightning.data.store import Store, decode
+from idc_lightning.data.store import Store, open_store
 from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.training import draw_training
@@ -106,7 +106,14 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
             f"{source.root} holds no patients on whom the run can be judged, only such whom it was "
             "trained on or doesn't know: give other tissue by data.root=<folder>"
         )
-    store = decode(index.root, judged, edge_patches=data.edge_patches, on_broken=data.on_broken)
+    store = open_store(
+        index.root,
+        judged,
+        cache=config.cache,
+        everything=index.table,
+        edge_patches=data.edge_patches,
+        on_broken=data.on_broken,
+    )
     changed = _changed(run, table, store) if own else _left_out(table)
     return store, [*source.notes, *index.notes(), *changed, *store.notes()]
 

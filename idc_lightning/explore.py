@@ -4,17 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from rich.table import Table
 
 from idc_lightning.cli import run_command
 from idc_lightning.config import AnyData, ExploreConfig
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.health import (
-    ACROSS_SPLITS,
     SMALL_INSIDE,
     describe_patients,
     find_problems,
-    summarise,
+    what_stops_training,
 )
 from idc_lightning.data.index import Index, read_index
 from idc_lightning.data.sample import sample_patches
@@ -25,11 +23,11 @@ from idc_lightning.data.split import (
     split_patients,
     write_splits,
 )
-from idc_lightning.data.store import decode
+from idc_lightning.data.store import open_store
 from idc_lightning.files import write_text
 from idc_lightning.report.exploration import Explored, write_exploration
 from idc_lightning.report.sections import check_patients, chosen, too_scattered
-from idc_lightning.results.summary import console, data_table
+from idc_lightning.results.summary import console, data_table, health_table
 
 
 def explore(config: ExploreConfig, folder: Path) -> Explored:
@@ -72,7 +70,9 @@ def read_data(config: ExploreConfig) -> Explored:
     if config.data.sample is not None:
         table = sample_patches(table, config.data.sample, seed=config.seed)
         notes.append(f"read {len(table):,} of {len(index.table):,} patches: data.sample is set")
-    store = decode(index.root, table, edge_patches="pad", on_broken="skip")
+    store = open_store(
+        index.root, table, cache=config.cache, everything=index.table, on_broken="skip"
+    )
     store = replace(store, table=store.table.assign(split=store.table["patient_id"].map(splits)))
     findings = find_problems(index, store, source.notes)
     return Explored(
@@ -90,6 +90,7 @@ def read_data(config: ExploreConfig) -> Explored:
             *index.notes(),
             *store.notes(),
             *what_stops_training(findings, config.data),
+            *edges_note(findings, config.data),
             *too_scattered(store.table, config.data.microns_per_pixel),
         ],
     )
@@ -107,25 +108,14 @@ def try_split(index: Index, config: ExploreConfig) -> tuple[pd.Series, list[str]
     return splits, []
 
 
-def what_stops_training(findings: pd.DataFrame, data: AnyData) -> list[str]:
-    """Lines on findings with which idc-train would stop, or which it would leave out."""
-    counts = findings["kind"].value_counts()
-    notes = []
-    if ACROSS_SPLITS in counts:
-        notes.append(
-            f"leak: {counts[ACROSS_SPLITS]:,} patches have the pixels of a patch in another split; "
-            "idc-train will stop there (health.csv lists them)"
-        )
-    stops = "idc-train will stop at {} unless data.{} is set"
-    if "broken" in counts and data.on_broken == "error":
-        notes.append(stops.format("files that can't be read", "on_broken=skip"))
-    if "both labels" in counts and data.on_conflict == "error":
-        notes.append(stops.format("positions with both labels", "on_conflict=drop"))
+def edges_note(findings: pd.DataFrame, data: AnyData) -> list[str]:
+    """A line on edge patches that idc-train would change, which aren't changed here."""
     changes = {"drop": "leaves them out", "resize": f"stretches them to {PATCH}x{PATCH} px"}
-    if data.edge_patches in changes and ("edge" in counts or SMALL_INSIDE in counts):
-        change = changes[data.edge_patches]
-        notes.append(f"edge patches are shown here as they are; idc-train {change}, as you set")
-    return notes
+    found = findings["kind"].isin(["edge", SMALL_INSIDE]).any()
+    if data.edge_patches not in changes or not found:
+        return []
+    change = changes[data.edge_patches]
+    return [f"edge patches are shown here as they are; idc-train {change}, as you set"]
 
 
 def write_tables(folder: Path, explored: Explored) -> None:
@@ -144,19 +134,6 @@ def _compared(explored: Explored) -> pd.DataFrame:
         return compare_splits(explored.store.table)
     whole = compare_splits(explored.store.table.assign(split="none"))
     return whole[whole["split"] == "all"]
-
-
-def health_table(findings: pd.DataFrame) -> Table:
-    """Numbers of findings, for printing."""
-    table = Table("finding", title="Health of the data", title_justify="left")
-    for name in ("count", "patients"):
-        table.add_column(name, justify="right")
-    table.add_column("meaning")
-    for row in summarise(findings).to_dict("records"):
-        table.add_row(
-            row["finding"], f"{row['count']:,}", f"{row['patients']:,}", str(row["meaning"])
-        )
-    return table
 
 
 def main() -> None:

@@ -83,18 +83,32 @@ def made_once(folder: Path) -> Iterator[Path | None]:
         if folder.is_dir():
             yield None
             return
-        # Nobody else is here, so what bears this name was left by a process that was killed.
-        partial = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir()
-        except OSError as error:
-            raise _cannot_make(folder, error) from error
-        try:
+        with remade(folder) as partial:
             yield partial
-            _rename(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def remade(folder: Path) -> Iterator[Path]:
+    """Make a folder anew, whole or not at all; to be called within `locked`.
+
+    Yields a temporary folder to fill, which takes the place of ``folder`` when the block ends
+    without an exception.
+
+    Raises:
+        IDCError: If the folder can't be made.
+    """
+    # Nobody else is here, so what bears this name was left by a process that was killed.
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise _cannot_make(folder, error) from error
+    try:
+        yield partial
+        _rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -127,6 +141,8 @@ def locked(folder: Path, *, waiting: str = "") -> Iterator[None]:
 
 def _rename(partial: Path, folder: Path) -> None:
     try:
+        if folder.is_dir():
+            shutil.rmtree(folder)
         partial.replace(folder)
     except OSError as error:
         raise _cannot_make(folder, error) from error

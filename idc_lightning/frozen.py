@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from idc_lightning.config import Config
 from idc_lightning.data.augment import as_float, is_finite
 from idc_lightning.data.datamodule import IDCDataModule
-from idc_lightning.data.features import FORMAT, FeatureCache, Features
+from idc_lightning.data.features import FOLDER, FORMAT, FeatureCache, Features
 from idc_lightning.data.views import possible_views, viewed
 from idc_lightning.errors import IDCError
 from idc_lightning.models.network import PatchNetwork
@@ -92,7 +92,7 @@ def compute_features(
     dtype = MIXED.get(precision, torch.float32)
     key = _key(network, backbone, precision, store.key)
     cache = FeatureCache(
-        data.cache.expanduser() / "features" / key,
+        data.cache.expanduser() / FOLDER / key,
         patches=len(store.packed),
         width=network.width,
         dtype=dtype,

@@ -13,7 +13,7 @@ from idc_lightning.config import PredictConfig
 from idc_lightning.data.grid import NO_LABEL
 from idc_lightning.data.loose import read_loose
 from idc_lightning.data.size import check_size
-from idc_lightning.data.store import Store, decode
+from idc_lightning.data.store import Store, open_store
 from idc_lightning.decision import Decision
 from idc_lightning.errors import listed
 from idc_lightning.files import write_text
@@ -99,9 +99,10 @@ def read_patches(run: Run, config: PredictConfig) -> tuple[Store, list[str]]:
     found = read_loose(config.input.expanduser(), on_conflict=config.data.on_conflict)
     check_patients(config.report, found.table)
     check_size(found.root, found.table)
-    store = decode(
+    store = open_store(
         found.root,
         found.table,
+        cache=config.cache,
         edge_patches=run.data.edge_patches,
         on_broken=config.data.on_broken,
     )

@@ -1,5 +1,6 @@
 from collections.abc import Collection
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from idc_lightning.data.batches import Batch, Crops, loader
+from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH, assemble
-from idc_lightning.data.store import WHITE, Store
+from idc_lightning.data.store import Store
 
 COUNT = 37
 
@@ -21,6 +23,7 @@ def made(table: pd.DataFrame, pixels: np.ndarray) -> Store:
         table=table,
         packed=pixels,
         places=np.arange(len(table)),
+        folder=Path(),
         key="made",
         converted={},
         broken=table[:0],

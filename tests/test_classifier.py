@@ -295,7 +295,7 @@ def test_adapt_takes_the_statistics_of_train_once(tiny: tuple[str, ...], tmp_pat
     frozen = ("model.freeze_backbone=true", "model.frozen_batchnorm=adapt", "data.drop_last=false")
     model = run_of(tmp_path, *tiny, *frozen).fit().model
     data = run_of(tmp_path / "data", *tiny).data
-    pixels = torch.from_numpy(data.store.packed[data.rows("train")]).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(data.store.read(data.rows("train"))).permute(0, 3, 1, 2)
     convolution, layer = model.network.backbone.conv1[:2]
     with torch.no_grad():
         values = convolution(model.network.normalize(pixels.float() / 255))

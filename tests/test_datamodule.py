@@ -59,13 +59,13 @@ def test_the_table_holds_each_patch_once_with_its_split(tmp_path: Path, tissue: 
     data = ready(tmp_path, *tissue)
     named = {"patient_id", "x", "y", "target", "path", "split"}
     assert set(data.table.columns) == named | {"width", "height", "edge", "blank", "digest"}
-    assert len(data.table) == len(data.store.packed) == EACH * len(PATIENTS)
+    assert len(data.table) == EACH * len(PATIENTS)
     assert not data.table.duplicated(["patient_id", "x", "y"]).any()
     assert dict(zip(data.table["patient_id"], data.table["split"], strict=True)) == PATIENTS
     assert dict(data.splits.items()) == PATIENTS
     for row, path in enumerate(data.table["path"]):
         pixels = np.asarray(Image.open(tmp_path / "tissue" / path))
-        np.testing.assert_array_equal(data.store.packed[row], pixels)
+        np.testing.assert_array_equal(data.store.read(row), pixels)
 
 
 def test_splits_are_served_apart_and_whole(tmp_path: Path, tissue: Overrides) -> None:
@@ -170,7 +170,8 @@ def test_an_archive_is_read_like_its_folder(tmp_path: Path, tissue: Overrides) -
     )
     assert archive.index.root.is_relative_to(tmp_path / "cache")
     assert archive.table.equals(folder.table)
-    np.testing.assert_array_equal(archive.store.packed, folder.store.packed)
+    every = np.arange(len(folder.table))
+    np.testing.assert_array_equal(archive.store.read(every), folder.store.read(every))
 
 
 def test_everything_asks_for_setup_first(tmp_path: Path, tissue: Overrides) -> None:
@@ -185,7 +186,7 @@ def test_a_second_setup_reads_nothing(
 ) -> None:
     data = ready(tmp_path, *tissue)
     store = data.store
-    monkeypatch.setattr(datamodule, "decode", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(datamodule, "open_store", lambda *_, **__: pytest.fail("read again"))
     data.setup("fit")
     data.setup("test")
     assert data.store is store
@@ -346,8 +347,9 @@ def test_edge_patches_become_what_is_asked_for(
     assert data.notes() == notes
     assert data.table["edge"].sum() == edges
     assert len(data.table) == EACH * len(PATIENTS) - (not edges)
-    white = (data.store.packed == 255).all(axis=(1, 2, 3)).any()
-    below = (data.store.packed[:, 20:] == 255).all(axis=(1, 2, 3))
+    pixels = data.store.read(np.arange(len(data.table)))
+    white = (pixels == 255).all(axis=(1, 2, 3)).any()
+    below = (pixels[:, 20:] == 255).all(axis=(1, 2, 3))
     assert not white
     assert below.sum() == (choice == "pad")
 
@@ -398,7 +400,7 @@ def test_lightning_shuffles_each_epoch_and_augments_train_alone(
     assert ((images - others).abs().amax(dim=(1, 2, 3)) > 1e-3).float().mean() > 0.5
     assert model.judged
     for batch in model.judged:
-        plain = torch.from_numpy(data.store.packed[batch["cell"].flatten().numpy()])
+        plain = torch.from_numpy(data.store.read(batch["cell"].flatten().numpy()))
         torch.testing.assert_close(batch["image"], plain.permute(0, 3, 1, 2) / 255)
 
 

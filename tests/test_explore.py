@@ -16,8 +16,9 @@ from PIL import Image
 import idc_lightning.report.exploration as exploration
 from idc_lightning.config import ReportConfig
 from idc_lightning.data.grid import PATCH
+from idc_lightning.data.health import what_stops_training
 from idc_lightning.data.split import read_splits
-from idc_lightning.explore import main, what_stops_training
+from idc_lightning.explore import edges_note, main
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide
 from idc_lightning.report.sections import check_patients, chosen
@@ -290,14 +291,20 @@ def test_what_training_would_do_is_told() -> None:
         "idc-train will stop at files that can't be read unless data.on_broken=skip is set",
         "idc-train will stop at positions with both labels unless data.on_conflict=drop is set",
     ]
-    lenient = {"on_broken": "skip", "on_conflict": "drop"}
+    lenient = data_config(on_broken="skip", on_conflict="drop")
+    assert what_stops_training(findings, lenient) == []
+
+
+def test_what_training_would_do_to_edge_patches_is_told() -> None:
+    findings = pd.DataFrame({"kind": ["broken", "edge"]})
     for edge_patches, told_of in (("drop", "leaves them out"), ("resize", "stretches them")):
-        config = data_config(**lenient, edge_patches=edge_patches)
-        (note,) = what_stops_training(findings, config)
+        config = data_config(edge_patches=edge_patches)
+        (note,) = edges_note(findings, config)
         assert f"idc-train {told_of}" in note
         inside = pd.DataFrame({"kind": ["small inside"]})
-        assert what_stops_training(inside, config) == [note]
-    assert what_stops_training(findings[:0], data_config()) == []
+        assert edges_note(inside, config) == [note]
+        assert edges_note(findings[:1], config) == []
+    assert edges_note(findings, data_config(edge_patches="pad")) == []
 
 
 def test_gaps_of_real_tissue(tmp_path: Path, run: Run) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from idc_lightning.data.decode import HEADER
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.health import (
     COLUMNS,
@@ -23,7 +24,7 @@ from idc_lightning.data.health import (
 )
 from idc_lightning.data.index import Index, read_index
 from idc_lightning.data.size import small_inside
-from idc_lightning.data.store import HEADER, Store, decode
+from idc_lightning.data.store import Store, open_store
 
 Cell = tuple[int, int]
 """Column and row."""
@@ -33,7 +34,13 @@ def read(root: Path, splits: dict[str, str]) -> tuple[Index, Store]:
     """Index and store with the column split, broken files and conflicts left out."""
     index = read_index(root, on_conflict="drop")
     table = index.table.assign(split=index.table["patient_id"].map(splits))
-    return index, decode(index.root, table, on_broken="skip")
+    return index, open_store(
+        index.root,
+        table,
+        cache=index.root.parent / "cache",
+        everything=index.table,
+        on_broken="skip",
+    )
 
 
 def problems(root: Path, splits: dict[str, str]) -> pd.DataFrame:

@@ -16,8 +16,8 @@ from helpers_runs import prediction, trained
 from PIL import Image
 
 from idc_lightning.classifier import load_classifier
+from idc_lightning.data.decode import read_patch
 from idc_lightning.data.grid import NO_LABEL, file_name
-from idc_lightning.data.store import read_patch
 from idc_lightning.predict import called, main, predict
 
 HOSTILE = "<script>alert(1)<script> $x^2$ [red]"

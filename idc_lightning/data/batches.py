@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH, assemble
-from idc_lightning.data.store import WHITE, Store
+from idc_lightning.data.store import Store
 
 
 class Batch(TypedDict):

@@ -34,7 +34,7 @@ from idc_lightning.data.split import (
     split_notes,
     split_patients,
 )
-from idc_lightning.data.store import Store, decode
+from idc_lightning.data.store import Store, open_store
 from idc_lightning.errors import IDCError
 
 
@@ -142,9 +142,11 @@ class IDCDataModule(lightning.LightningDataModule):
         table = table[table["split"].notna()].reset_index(drop=True)
         if self.data.sample is not None:
             table = sample_patches(table, self.data.sample, seed=self.seed)
-        store = decode(
+        store = open_store(
             index.root,
             table,
+            cache=self.cache,
+            everything=index.table,
             edge_patches=self.data.edge_patches,
             on_broken=self.data.on_broken,
         )

@@ -4,13 +4,9 @@ Counts and shares of patients follow the real data; tissue is drawn by `demo_tis
 """
 
 import itertools
-import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +26,7 @@ from idc_lightning.data.demo_tissue import (
 from idc_lightning.data.grid import PATCH, file_name
 from idc_lightning.errors import IDCError
 from idc_lightning.files import made_once
+from idc_lightning.processes import share_out
 from idc_lightning.progress import watched
 
 # Minimum, 15 quantiles and maximum of the 279 patients of the public data set "Breast
@@ -182,30 +179,7 @@ def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[None]:
         return
     # The largest first, so that no process is left alone with one at the end.
     queue = sorted(cohort, key=lambda patient: -patient.patches)
-    workers = min(os.cpu_count() or 1, len(cohort))
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
-        try:
-            for future in as_completed(
-                [pool.submit(_write_patient, folder, patient) for patient in queue]
-            ):
-                future.result()
-                yield
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed; a pool's process would wait for work forever."""
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    yield from share_out(_write_patient, [(folder, patient) for patient in queue])
 
 
 def _write_patient(folder: Path, patient: _Patient) -> None:

@@ -20,6 +20,9 @@ from idc_lightning.data.views import VIEWS
 from idc_lightning.errors import IDCError
 from idc_lightning.files import locked, made_once, replaced, write_text
 
+FOLDER = "features"
+"""Folder of all features in a cache."""
+
 FORMAT = 1
 """Number of the layout of the files, to be raised with each change."""
 

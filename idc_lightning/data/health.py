@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
+from idc_lightning.config import AnyData
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.index import Index
 from idc_lightning.data.size import small_inside
@@ -68,6 +69,28 @@ def find_problems(index: Index, store: Store, notes: Sequence[str] = ()) -> pd.D
     ]
     found = pd.concat([part for part in rows if not part.empty] or rows[:1], ignore_index=True)
     return found.reindex(columns=list(COLUMNS)).astype({"x": "Int64", "y": "Int64"})
+
+
+def what_stops_training(findings: pd.DataFrame, data: AnyData) -> list[str]:
+    """Lines on findings with which idc-train would stop.
+
+    Args:
+        findings: As of `find_problems`.
+        data: What is set.
+    """
+    counts = findings["kind"].value_counts()
+    notes = []
+    if ACROSS_SPLITS in counts:
+        notes.append(
+            f"leak: {counts[ACROSS_SPLITS]:,} patches have the pixels of a patch in another split; "
+            "idc-train will stop there (health.csv lists them)"
+        )
+    stops = "idc-train will stop at {} unless data.{} is set"
+    if "broken" in counts and data.on_broken == "error":
+        notes.append(stops.format("files that can't be read", "on_broken=skip"))
+    if "both labels" in counts and data.on_conflict == "error":
+        notes.append(stops.format("positions with both labels", "on_conflict=drop"))
+    return notes
 
 
 def _findings(kind: str, patches: pd.DataFrame, detail: pd.Series | str) -> pd.DataFrame:

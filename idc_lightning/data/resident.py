@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import PATCH
-from idc_lightning.data.store import WHITE, Store
+from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
 
 CHUNK = 4096

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from idc_lightning.data.decode import HEADER, START
 from idc_lightning.data.grid import PATCH
-from idc_lightning.data.store import HEADER, START
 from idc_lightning.errors import IDCError
 
 LOOKED_AT = 200

@@ -1,53 +1,18 @@
-"""From the table of patches to their pixels, decoded once and kept in memory.
+"""The patches of a run and their pixels: what it takes of the pack of its data set."""
 
-Each file is checked while it is read, so that a broken one is known before training begins; what
-had to be converted or padded is counted.
-"""
-
-import hashlib
-import io
-import os
-import struct
-import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import compress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
-from idc_lightning.data.grid import PATCH
+from idc_lightning.data.pack import open_pack
 from idc_lightning.errors import IDCError
-from idc_lightning.progress import watched
 
-CHUNK = 256
-"""Patches that a thread decodes at a time."""
-
-WHITE = 255
-
-START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-"""How each PNG begins; width, height and bits of a sample follow (PNG specification, 11.2.1)."""
-
-HEADER = struct.Struct(f">{len(START)}sIIB")
-
-COLUMNS = ("width", "height", "edge", "blank", "digest")
-"""What reading adds to a table of patches."""
-
-DAMAGED = (
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises at damaged files, beside OSError."""
+READ = ("width", "height", "blank", "digest")
+"""What a table of patches takes over from the pack."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +23,11 @@ class Store:
         table: The patches that could be read, with further columns width
             and height (int64, pixels of the file), edge (bool, smaller than 50x50 px), blank (bool,
             one colour throughout) and digest (str, of the pixels as they were in the file).
-        packed: Pixels of the table's rows and perhaps of others, uint8 [M, 50, 50, 3], RGB.
+        packed: Pixels of the table's rows and of others, mapped from disk, uint8 [M, 50, 50, 3],
+            RGB.
         places: Row of ``packed`` for each row of the table, int64 [N].
-        key: A hash of all that ``packed`` holds.
+        folder: Where these lie.
+        key: A hash of the names and pixels of all that ``packed`` holds.
         converted: Number of files by what they were converted from (grey, RGBA, which is
             all with transparency, 16-bit, palette).
         broken: The patches left out because their files can't be read, with a further column
@@ -72,6 +39,7 @@ class Store:
     table: pd.DataFrame
     packed: npt.NDArray[np.uint8]
     places: npt.NDArray[np.int64]
+    folder: Path
     key: str
     converted: dict[str, int]
     broken: pd.DataFrame
@@ -104,94 +72,60 @@ class Store:
         ]
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """One file: either its pixels or what is wrong with it."""
-
-    pixels: npt.NDArray[np.uint8] | None = None
-    problem: str = ""
-    converted: str = ""
-    width: int = 0
-    height: int = 0
-    edge: bool = False
-    blank: bool = False
-    digest: str = ""
-
-
-def decode(
-    root: Path, table: pd.DataFrame, *, edge_patches: str = "pad", on_broken: str = "error"
+def open_store(
+    root: Path,
+    table: pd.DataFrame,
+    *,
+    cache: Path,
+    everything: pd.DataFrame | None = None,
+    edge_patches: str = "pad",
+    on_broken: str = "error",
+    check_all: bool = False,
 ) -> Store:
-    """Read all patches of a table.
+    """Take patches from the pack of their data set, which is made on first use.
 
     Args:
         root: Folder that the table's paths start from.
-        table: Patches with the column path.
+        table: The patches, with the column path.
+        cache: Folder of what can be made again, where the pack lies.
+        everything: All patches of the data set, which share a pack whatever is taken of them; None
+            if ``table`` has them all.
         edge_patches: What becomes of patches smaller than 50x50 px: ``"pad"`` with white on the
             right and below, ``"resize"`` (bilinear) or ``"drop"``.
         on_broken: ``"error"``, or ``"skip"`` to leave out files that can't be read.
+        check_all: Whether all pixels of the pack are checked, not only some.
 
     Raises:
-        IDCError: Naming all files that can't be read, or if no patch is left.
+        IDCError: Naming all files that can't be read, if no patch is left, or if the pack can't be
+            made.
     """
-    paths = [str(root / path) for path in table["path"]]
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    pixels = np.full((len(paths), PATCH, PATCH, 3), WHITE, dtype=np.uint8)
-    found: list[_Decoded] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda chunk: [_decode(path, edge_patches) for path in chunk], chunks)
-        for patches in watched(decoded, "reading patches", total=len(chunks)):
-            for patch in patches:
-                if patch.pixels is not None:
-                    height, width = patch.pixels.shape[:2]
-                    pixels[len(found), :height, :width] = patch.pixels
-                found.append(_without_pixels(patch))
-    broken = np.array([bool(patch.problem) for patch in found], dtype=bool)
-    problems = [patch.problem for patch in found if patch.problem]
-    unread = table[broken].assign(problem=problems).reset_index(drop=True)
+    paths = (table if everything is None else everything)["path"].tolist()
+    pack = open_pack(root, paths, cache, check_all=check_all)
+    rows = pd.Index(pack.paths, dtype=object).get_indexer(pd.Index(table["path"]))
+    read = pack.table.iloc[rows].set_axis(table.index)
+    broken = read["problem"] != ""
+    unread = table[broken].assign(problem=read["problem"][broken]).reset_index(drop=True)
     if broken.any() and on_broken == "error":
         raise _broken_files(unread)
-    edge = np.array([patch.edge for patch in found], dtype=bool)
-    kept = ~broken & ~(edge if edge_patches == "drop" else np.zeros_like(edge))
+    edge = read["stretched"] >= 0
+    kept = ~broken & ~edge if edge_patches == "drop" else ~broken
     if not kept.any():
         raise IDCError(f"no patch of {root} is left: all are broken or dropped as edge patches")
-    columns = {name: [getattr(patch, name) for patch in found] for name in COLUMNS}
-    read = table.assign(**columns)[kept].reset_index(drop=True)
-    content = f"{edge_patches} {' '.join(read['digest'])}"
+    converted = read["converted"][kept]
+    places = np.where(edge, read["stretched"], rows) if edge_patches == "resize" else rows
     return Store(
-        table=read,
-        packed=pixels if kept.all() else pixels[kept],
-        places=np.arange(len(read)),
-        key=hashlib.blake2b(content.encode(), digest_size=12).hexdigest(),
-        converted=dict(Counter(p.converted for p in compress(found, kept) if p.converted)),
+        table=table.assign(edge=edge, **{name: read[name] for name in READ})[kept].reset_index(
+            drop=True
+        ),
+        packed=pack.pixels,
+        places=places[kept].astype(np.int64),
+        folder=pack.folder,
+        key=pack.key,
+        converted=dict(Counter(converted[converted != ""].tolist())),
         broken=unread,
-        dropped=int((edge & ~broken & ~kept).sum()),
+        dropped=int((edge & ~kept).sum()),
         stretched=int(edge[kept].sum()) if edge_patches == "resize" else 0,
     )
-
-
-def _without_pixels(patch: _Decoded) -> _Decoded:
-    """All but the pixels, which stand in the store."""
-    return replace(patch, pixels=None)
-
-
-def read_patch(path: Path, *, stretched: bool = False) -> npt.NDArray[np.uint8]:
-    """Read one file, in RGB.
-
-    Args:
-        path: The file.
-        stretched: Whether a patch smaller than 50x50 px is stretched as by
-            ``edge_patches="resize"``, or stays as it is.
-
-    Returns:
-        Uint8 [height, width, 3], at most 50x50.
-
-    Raises:
-        IDCError: If it can't be read.
-    """
-    patch = _decode(str(path), "resize" if stretched else "pad")
-    if patch.pixels is None:
-        raise IDCError(f"can't read the patch {path}: {patch.problem}")
-    return patch.pixels
 
 
 def _broken_files(unread: pd.DataFrame) -> IDCError:
@@ -205,56 +139,3 @@ def _broken_files(unread: pd.DataFrame) -> IDCError:
             ]
         )
     )
-
-
-def _decode(path: str, edge_patches: str) -> _Decoded:
-    try:
-        content = Path(path).read_bytes()
-        if not content:
-            return _Decoded(problem="empty file")
-        if len(content) < HEADER.size or not content.startswith(START):
-            return _Decoded(problem="not a PNG image")
-        _, width, height, bits = HEADER.unpack_from(content)
-        if width > PATCH or height > PATCH:
-            return _Decoded(problem=f"{width}x{height} px, more than {PATCH}x{PATCH}")
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            if image.size != (width, height):
-                return _Decoded(problem="damaged PNG (has two headers)")
-            image.load()
-            rgb, converted = _to_rgb(image, bits)
-    except UnidentifiedImageError:
-        return _Decoded(problem="not a PNG image")
-    except OSError as error:
-        return _Decoded(problem=error.strerror or str(error))
-    except DAMAGED as error:
-        return _Decoded(problem=f"damaged PNG ({error})")
-    pixels = np.asarray(rgb)
-    edge = pixels.shape[:2] != (PATCH, PATCH)
-    blank = bool((pixels == pixels[0, 0]).all())
-    size = f"{width}x{height}".encode()
-    digest = hashlib.blake2b(size + pixels.tobytes(), digest_size=12).hexdigest()
-    if edge and edge_patches == "resize":
-        pixels = np.asarray(rgb.resize((PATCH, PATCH), Image.Resampling.BILINEAR))
-    return _Decoded(pixels, "", converted, width, height, edge, blank, digest)
-
-
-def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
-    """Convert to 8-bit RGB.
-
-    Args:
-        image: A PNG of any mode.
-        bits: Bits of a sample, from the file's header.
-
-    Returns:
-        The image and what it was before, which is empty if it was 8-bit RGB.
-    """
-    if image.mode.startswith("I"):  # grey of 16 bit; Pillow would clip it at 255
-        wide = np.asarray(image, dtype=np.int64)
-        return Image.fromarray((wide // 257).astype(np.uint8)).convert("RGB"), "16-bit"
-    kind = "16-bit" if bits == 16 else ""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image, kind
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), kind or "RGBA"
-    return image.convert("RGB"), kind or ("palette" if image.mode == "P" else "grey")

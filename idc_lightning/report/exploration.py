@@ -11,11 +11,12 @@ import torch
 
 from idc_lightning.config import AugmentConfig, ExploreConfig
 from idc_lightning.data.augment import as_float, augment
+from idc_lightning.data.decode import read_patch
 from idc_lightning.data.grid import CLASSES, PATCH
 from idc_lightning.data.health import DUPLICATES, SMALL_INSIDE, summarise
 from idc_lightning.data.sample import draw_evenly
 from idc_lightning.data.split import NAMES, compare_splits
-from idc_lightning.data.store import Store, read_patch
+from idc_lightning.data.store import Store
 from idc_lightning.figures.dataset import draw_overview, draw_splits
 from idc_lightning.figures.patches import Gallery, Tile, draw_augmentation, draw_gallery
 from idc_lightning.figures.tissue import Slide, draw_target_maps, draw_tissue_pair

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from idc_lightning import __version__
 from idc_lightning.config import JudgeConfig
+from idc_lightning.data.health import summarise
 from idc_lightning.files import write_text
 from idc_lightning.results.bootstrap import Interval, bootstrap_metrics
 from idc_lightning.results.calibration import expected_calibration_error
@@ -103,6 +104,19 @@ def data_table(summary: pd.DataFrame) -> Table:
         table.add_column(name, justify="right")
     for row in summary.itertuples(index=False):
         table.add_row(str(row.split), f"{row.patients:,}", f"{row.patches:,}", f"{row.idc:.1%}")
+    return table
+
+
+def health_table(findings: pd.DataFrame) -> Table:
+    """Numbers of findings of `idc_lightning.data.health.find_problems`, for printing."""
+    table = Table("finding", title="Health of the data", title_justify="left")
+    for name in ("count", "patients"):
+        table.add_column(name, justify="right")
+    table.add_column("meaning")
+    for row in summarise(findings).to_dict("records"):
+        table.add_row(
+            row["finding"], f"{row['count']:,}", f"{row['patients']:,}", str(row["meaning"])
+        )
     return table
 
 

@@ -1,0 +1,375 @@
+"""The pixels of a data set on disk, decoded once: a folder with an array, its table and its facts.
+
+A pack holds all files of a data set as they are; what a run takes of them is chosen by the store.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from idc_lightning.data.decode import WHITE, decode, digest, is_blank, stretch
+from idc_lightning.data.grid import PATCH
+from idc_lightning.errors import IDCError
+from idc_lightning.files import locked, remade, write_text
+from idc_lightning.processes import share_out
+from idc_lightning.progress import watched
+
+FORMAT = 1
+"""Number of the layout of the files, to be raised with each change."""
+
+STORES = "stores"
+"""Folder of all packs in a cache."""
+
+PIXELS = "pixels.npy"
+TABLE = "table.csv"
+FACTS = "pack.json"
+
+COLUMNS = ("path", "width", "height", "blank", "digest", "converted", "problem", "stretched")
+
+SHAPE = (PATCH, PATCH, 3)
+BYTES = PATCH * PATCH * 3
+
+CHUNK = 256
+"""Files that a process decodes at a time."""
+
+INLINE = 1500
+"""Files up to which starting processes costs more than it saves."""
+
+LOOKED_AT = 64
+"""Patches whose pixels are checked when a pack is opened."""
+
+TIMED = 32
+"""Files that are decoded to foretell how long all will take."""
+
+LINE = 120
+"""Bytes of a file in the table, about."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """All patches of a data set, decoded.
+
+    Attributes:
+        folder: Where it lies.
+        paths: The files, below the data's root, ordered.
+        pixels: Uint8 [N + E, 50, 50, 3], RGB, mapped from disk: the N files, smaller ones padded
+            with white on the right and below (and broken ones white), then the E smaller ones once
+            more, stretched.
+        table: One row for each file: width and height (int64, pixels of the file; 0 of a broken
+            one), blank (bool, one colour throughout), digest (str, of the pixels as they are in the
+            file), converted (str, from what; see `idc_lightning.data.decode.Decoded`), problem
+            (str, why it can't be read), stretched (int64, row of ``pixels`` where it lies
+            stretched; -1 of one that isn't smaller).
+        key: A hash of names and pixels of all files.
+    """
+
+    folder: Path
+    paths: list[str]
+    pixels: npt.NDArray[np.uint8]
+    table: pd.DataFrame
+    key: str
+
+
+def open_pack(root: Path, paths: Sequence[str], cache: Path, *, check_all: bool = False) -> Pack:
+    """Open the pack of some files; decode them if there is none, or if it is damaged.
+
+    The pack is found by the files' names below the root, their sizes and times, so that a data set
+    may be moved as a whole. One process packs while others wait.
+
+    Args:
+        root: Folder that the paths start from.
+        paths: The files.
+        cache: Folder of what can be made again.
+        check_all: Whether the pixels of all patches are checked, not only of some.
+
+    Raises:
+        IDCError: If the cache can't be written, has too little room, or a process is killed.
+    """
+    paths = sorted(paths)
+    folder = cache.expanduser() / STORES / _key(root, paths)
+    try:
+        return _open(folder, root, paths, check_all)
+    except _UnusableError:
+        _make_parent(folder)
+    with locked(folder, waiting=f"waiting for another process that packs {folder}"):
+        try:
+            return _open(folder, root, paths, check_all)
+        except _UnusableError as reason:
+            if folder.is_dir():
+                print(f"packing again, since {reason}: {folder}", flush=True)
+            _pack(folder, root, paths)
+    return _open(folder, root, paths, check_all=False)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A pack that lies in a cache.
+
+    Attributes:
+        folder: Where.
+        patches: Number of files.
+        size: Bytes on disk.
+        root: Folder of the data set when it was packed.
+    """
+
+    folder: Path
+    patches: int
+    size: int
+    root: str
+
+
+def stored_packs(cache: Path) -> list[Stored]:
+    """All packs of a cache that are whole, ordered by the root of their data."""
+    found = []
+    for facts_path in (cache.expanduser() / STORES).glob(f"[!.]*/{FACTS}"):
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        size = sum(path.stat().st_size for path in facts_path.parent.iterdir())
+        found.append(Stored(facts_path.parent, facts["patches"], size, facts["root"]))
+    return sorted(found, key=lambda stored: (stored.root, stored.folder))
+
+
+def _make_parent(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not os.access(folder.parent, os.W_OK):
+        raise IDCError(
+            f"can't write {folder.parent}: Permission denied; choose another cache=<folder>"
+        )
+
+
+def _cannot_write(folder: Path, error: OSError) -> IDCError:
+    return IDCError(f"can't write {folder}: {error.strerror}; choose another cache=<folder>")
+
+
+def _key(root: Path, paths: Sequence[str]) -> str:
+    """Name of a pack: a hash of all that tells whether a file has changed."""
+    lines = [f"{FORMAT}"]
+    for path in paths:
+        try:
+            status = os.stat(f"{root}/{path}")  # noqa: PTH116 - Path takes three times as long
+        except OSError:
+            lines.append(f"{path}\0")
+        else:
+            lines.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}")
+    text = "\n".join(lines).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
+class _UnusableError(Exception):
+    """Why a pack can't be used."""
+
+
+def _open(folder: Path, root: Path, paths: list[str], check_all: bool) -> Pack:
+    """Read a pack.
+
+    Raises:
+        _UnusableError: If there is none, or it isn't what was packed.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        content = (folder / TABLE).read_bytes()
+        pixels = np.asarray(np.load(folder / PIXELS, mmap_mode="r"))
+    except (OSError, ValueError, EOFError) as error:
+        raise _UnusableError("a file of it is missing or damaged") from error
+    if not isinstance(facts, dict) or facts.get("table") != _checksum(content):
+        raise _UnusableError("its table was changed")
+    if pixels.shape != (facts.get("rows"), *SHAPE) or pixels.dtype != np.uint8:
+        raise _UnusableError("its pixels are not all there")
+    table = pd.read_csv(
+        folder / TABLE,
+        usecols=COLUMNS[1:],
+        dtype={"digest": str, "converted": str, "problem": str},
+        keep_default_na=False,
+        encoding_errors="surrogateescape",
+    )
+    table["blank"] = table["blank"].astype(bool)
+    pack = Pack(folder, paths, pixels, table, facts["table"])
+    if len(table) != len(paths):
+        raise _UnusableError("its table is of other files")
+    _check_pixels(pack, check_all)
+    broken = np.flatnonzero(table["problem"] != "")
+    if any(not decode(root / paths[row]).problem for row in broken):
+        raise _UnusableError("a file that couldn't be read can be read now")
+    return pack
+
+
+def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Numbers below ``count``, evenly spread and each once."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def _check_pixels(pack: Pack, check_all: bool) -> None:
+    """Compare pixels with their digests.
+
+    Raises:
+        _UnusableError: If some aren't those that were packed.
+    """
+    table = pack.table.iloc[slice(None) if check_all else _spread(len(pack.paths), LOOKED_AT)]
+    columns = (table[name].tolist() for name in ("width", "height", "digest", "stretched"))
+    rows = zip(table.index.tolist(), *columns, strict=True)
+    checked = watched(rows, "checking pixels", total=len(table)) if check_all else rows
+    if not all(_is_as_packed(pack.pixels, *row) for row in checked):
+        raise _UnusableError("its pixels were changed")
+
+
+def _is_as_packed(
+    pixels: npt.NDArray[np.uint8], row: int, width: int, height: int, known: str, stretched: int
+) -> bool:
+    """Whether a file's pixels are those that were packed."""
+    padded = pixels[row]
+    white = (padded[height:] == WHITE).all() and (padded[:, width:] == WHITE).all()
+    if height == 0:
+        return bool(white)
+    patch = padded[:height, :width]
+    second = stretched < 0 or np.array_equal(pixels[stretched], stretch(patch.copy()))
+    return bool(white and second and digest(patch) == known)
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+@dataclass
+class _Packed:
+    """What a process found in some files, without the pixels that it wrote.
+
+    Attributes:
+        first: Number of the first of them.
+        rows: Width, height, blank, digest, converted and problem of each.
+        stretched: Number and pixels, uint8 [50, 50, 3], of the smaller ones.
+    """
+
+    first: int
+    rows: list[tuple[int, int, int, str, str, str]] = field(default_factory=list)
+    stretched: list[tuple[int, npt.NDArray[np.uint8]]] = field(default_factory=list)
+
+
+def _pack(folder: Path, root: Path, paths: list[str]) -> None:
+    """Decode all files into a folder."""
+    size = len(paths) * (BYTES + LINE)
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise IDCError(
+            f"packing {len(paths):,} patches takes {in_units(size)}, but {folder.parent} has "
+            f"{in_units(free)} of room: free some, or choose another cache=<folder>"
+        )
+    seconds = _foretold(root, paths)
+    print(
+        f"packing {len(paths):,} patches once, about {seconds:.0f} s: {in_units(size)} in {folder}",
+        flush=True,
+    )
+    try:
+        with remade(folder) as partial:
+            _write(partial, root, paths)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    except BrokenProcessPool as error:
+        raise IDCError(
+            f"a process that packed patches into {folder} was stopped, perhaps for want of memory: "
+            "start again"
+        ) from error
+
+
+def in_units(size: float) -> str:
+    """A number of bytes for people, at least 1 MB."""
+    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
+
+
+def _foretold(root: Path, paths: list[str]) -> float:
+    """Seconds that decoding will take, at least 1, by decoding a few files."""
+    rows = _spread(len(paths), TIMED)
+    began = time.perf_counter()
+    for row in rows:
+        decode(root / paths[row])
+    each = (time.perf_counter() - began) / len(rows)
+    processes = 1 if len(paths) <= INLINE else os.cpu_count() or 1
+    return max(1.0, each * len(paths) / processes)
+
+
+def _write(folder: Path, root: Path, paths: list[str]) -> None:
+    file = folder / PIXELS
+    with file.open("wb") as out:
+        start = _write_header(out, len(paths))
+        out.truncate(start + len(paths) * BYTES)
+    calls = [
+        (str(root), paths[first : first + CHUNK], first, str(file), start)
+        for first in range(0, len(paths), CHUNK)
+    ]
+    rows: list[tuple[int, int, int, str, str, str]] = [(0, 0, 0, "", "", "")] * len(paths)
+    smaller: dict[int, npt.NDArray[np.uint8]] = {}
+    for packed in watched(_packed(calls, len(paths)), "packing patches", total=len(calls)):
+        rows[packed.first : packed.first + len(packed.rows)] = packed.rows
+        smaller.update(packed.stretched)
+    with file.open("r+b") as out:
+        out.seek(0, os.SEEK_END)
+        for number in sorted(smaller):
+            out.write(smaller[number].tobytes())
+        out.seek(0)
+        _write_header(out, len(paths) + len(smaller))
+    places = {number: len(paths) + index for index, number in enumerate(sorted(smaller))}
+    table = folder / TABLE
+    with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        lines.writerows(
+            (path, *row, places.get(number, -1))
+            for number, (path, row) in enumerate(zip(paths, rows, strict=True))
+        )
+    facts = {
+        "format": FORMAT,
+        "patches": len(paths),
+        "rows": len(paths) + len(smaller),
+        "table": _checksum(table.read_bytes()),
+        "root": str(root.absolute()).encode("utf-8", "backslashreplace").decode(),
+    }
+    write_text(folder / FACTS, json.dumps(facts, indent=2))
+
+
+def _write_header(out: BinaryIO, rows: int) -> int:
+    """Write the head of an array, as long for any number of rows; returns where its data begin."""
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (rows, *SHAPE)}
+    np.lib.format.write_array_header_1_0(out, shape)
+    return out.tell()
+
+
+def _packed(calls: list[tuple[str, list[str], int, str, int]], count: int) -> Iterator[_Packed]:
+    if count <= INLINE:
+        return (_pack_some(*call) for call in calls)
+    return share_out(_pack_some, calls, fork=True)
+
+
+def _pack_some(root: str, paths: list[str], first: int, file: str, start: int) -> _Packed:
+    """Decode some files and write their pixels into the array."""
+    pixels = np.full((len(paths), *SHAPE), WHITE, dtype=np.uint8)
+    found = _Packed(first)
+    for number, path in enumerate(paths):
+        patch = decode(f"{root}/{path}")
+        if patch.pixels is None:
+            found.rows.append((0, 0, 0, "", "", patch.problem))
+            continue
+        height, width = patch.pixels.shape[:2]
+        pixels[number, :height, :width] = patch.pixels
+        blank = int(is_blank(patch.pixels))
+        row = (width, height, blank, digest(patch.pixels), patch.converted, "")
+        found.rows.append(row)
+        if (height, width) != (PATCH, PATCH):
+            found.stretched.append((first + number, stretch(patch.pixels)))
+    # Writing tells of a full disk by an error; a memory map would end the process.
+    with Path(file).open("r+b") as out:
+        out.seek(start + first * BYTES)
+        out.write(pixels.data)
+    return found
