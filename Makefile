@@ -1,5 +1,6 @@
 # make demo    train on synthetic tissue and print a table of test metrics
 # make test    run all tests
+# make bench   measure speed and memory beside the notebook's (make bench BENCH=quick: some minutes)
 # make lint    ruff and the strict type checker
 # Each makes .venv on first use and again only when pyproject.toml or constraints.txt change.
 
@@ -11,13 +12,19 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo test lint clean
+# What is measured; see benchmarks/README.md.
+BENCH ?= full
+
+.PHONY: demo test bench lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/idc-train
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.run $(BENCH)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

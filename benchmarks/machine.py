@@ -1,0 +1,33 @@
+"""On what, when and how something was measured, to stand above its table."""
+
+import datetime
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+
+def header(command: str) -> str:
+    """Hardware, date, versions and command in a few lines of Markdown."""
+    today = datetime.datetime.now().astimezone().date()
+    capabilities = torch.cpu.get_capabilities()
+    able = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    return "\n".join(
+        [
+            f"- {today}, `{command}`",
+            f"- {os.cpu_count()} cores of {_processor()} ({', '.join(able) or 'no bfloat16'}), "
+            f"{_memory():.0f} GB of memory, {platform.system()} {platform.release()}",
+            f"- Python {platform.python_version()}, torch {torch.__version__}",
+        ]
+    )
+
+
+def _processor() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+def _memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
