@@ -1,10 +1,12 @@
 """What happens beside the training: checkpoints, averaged weights, progress and its speed."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -32,9 +34,11 @@ class Checkpoints(ModelCheckpoint):
     Args:
         folder: Where they are written.
         monitor: Name of a metric that says which epoch is the best.
+        last_every: Seconds between two times that the last is written during training, which
+            would take as long as a short epoch.
     """
 
-    def __init__(self, folder: Path, *, monitor: str) -> None:
+    def __init__(self, folder: Path, *, monitor: str, last_every: float) -> None:
         super().__init__(
             folder,
             filename="best",
@@ -44,13 +48,43 @@ class Checkpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_model_path = str(folder / "last.ckpt")
+        self._last_every = last_every
+        self._last_written = -math.inf
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Write the epoch, first as the best if it is, so that the last knows of it."""
         super().on_train_epoch_end(trainer, pl_module)
-        trainer.save_checkpoint(self.last_model_path)
+        # Lightning runs checkpoints after all other callbacks, one of which may have ended it.
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends or time.monotonic() - self._last_written >= self._last_every:
+            trainer.save_checkpoint(self.last_model_path)
+            self._last_written = time.monotonic()
+
+
+class SingleThread(Callback):
+    """Train by one thread.
+
+    Threads that share out a step of a small head wait for each other about as long as they compute,
+    and many times as long beside other work.
+    """
+
+    def __init__(self) -> None:
+        self._before = torch.get_num_threads()
+
+    def on_train_start(self, *_: Any) -> None:  # noqa: ANN401
+        """Begin with it, after what is computed for training."""
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def on_train_end(self, *_: Any) -> None:  # noqa: ANN401
+        """Take as many threads as before."""
+        torch.set_num_threads(self._before)
+
+    def on_exception(self, *_: Any) -> None:  # noqa: ANN401
+        """Likewise, if training is stopped."""
+        torch.set_num_threads(self._before)
 
 
 class AveragedWeights(EMAWeightAveraging):

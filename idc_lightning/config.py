@@ -250,9 +250,10 @@ class TrainerConfig(HardwareConfig):
 
 
 class CheckpointConfig(Section):
-    """Which epoch is the best."""
+    """Which epoch is the best, and how often the last one is written."""
 
     monitor: Monitored
+    last_every: NotNegative
 
 
 class EarlyStoppingConfig(Section):
@@ -429,7 +430,7 @@ class Config(CommandConfig):
         """
         shown: dict[str, Any] = {
             "data": {"root", "workers", "device_resident", "features", "microns_per_pixel"},
-            "callbacks": {"progress"},
+            "callbacks": {"progress": True, "checkpoint": {"last_every"}},
             "trainer": {"log_every_n_steps", "profiler"},
             "logger": True,
             "report": True,

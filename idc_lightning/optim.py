@@ -29,7 +29,7 @@ class Steps:
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: AnyOptimizer) -> Optimizer:
-    """Make the optimizer of a configuration."""
+    """Make the optimizer of a configuration, which takes all weights at once also on a CPU."""
     return OPTIMIZERS[config.name](parameters, config)
 
 
@@ -45,11 +45,18 @@ def _sgd(parameters: Iterable[nn.Parameter], config: SGDConfig) -> Optimizer:
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        foreach=True,
     )
 
 
 def _adamw(parameters: Iterable[nn.Parameter], config: AdamWConfig) -> Optimizer:
-    return AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return AdamW(
+        parameters,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
 
 
 def _cyclic(optimizer: Optimizer, config: CyclicConfig, steps: Steps) -> LRScheduler:

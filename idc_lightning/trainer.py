@@ -14,7 +14,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
-from idc_lightning.callbacks import AveragedWeights, Checkpoints, EpochLines, Throughput
+from idc_lightning.callbacks import (
+    AveragedWeights,
+    Checkpoints,
+    EpochLines,
+    SingleThread,
+    Throughput,
+)
 from idc_lightning.config import (
     CallbacksConfig,
     Config,
@@ -23,7 +29,7 @@ from idc_lightning.config import (
     TrainerConfig,
 )
 from idc_lightning.errors import IDCError
-from idc_lightning.frozen import block_steps
+from idc_lightning.frozen import block_steps, learns_on_features
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.metrics import better
 
@@ -56,7 +62,13 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
         deterministic=trainer.deterministic,
         log_every_n_steps=trainer.log_every_n_steps if block == 1 else 1,
         profiler=build_profiler(trainer),
-        callbacks=build_callbacks(config.callbacks, folder, progress, logs=bool(loggers)),
+        callbacks=build_callbacks(
+            config.callbacks,
+            folder,
+            progress,
+            logs=bool(loggers),
+            single_thread=accelerator == "cpu" and learns_on_features(config),
+        ),
         logger=loggers,
         enable_progress_bar=progress != "none",
         enable_model_summary=False,
@@ -142,13 +154,27 @@ def progress_kind(config: CallbacksConfig, *, interactive: bool) -> str:
 
 
 def build_callbacks(
-    config: CallbacksConfig, folder: Path, progress: str, *, logs: bool
+    config: CallbacksConfig, folder: Path, progress: str, *, logs: bool, single_thread: bool = False
 ) -> list[Callback]:
-    """Checkpoints, progress, and what else is configured."""
+    """Checkpoints, progress, and what else is configured.
+
+    Args:
+        config: Which.
+        folder: The run folder.
+        progress: As of `progress_kind`.
+        logs: Whether anything is logged.
+        single_thread: Whether one thread trains.
+    """
     callbacks: list[Callback] = [
-        Checkpoints(folder / "checkpoints", monitor=config.checkpoint.monitor),
+        Checkpoints(
+            folder / "checkpoints",
+            monitor=config.checkpoint.monitor,
+            last_every=config.checkpoint.last_every,
+        ),
         Throughput(),
     ]
+    if single_thread:
+        callbacks.append(SingleThread())
     if config.lr_range_test is not None:
         callbacks.append(LRRangeTest(config.lr_range_test, folder, bar=progress == "rich"))
     if config.early_stopping is not None:

@@ -7,7 +7,7 @@ batches, augment, features.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -260,6 +260,16 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def _pinned(self) -> bool:
         return self._device().type == "cuda"
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Send what computes; Lightning would look at the name of each patient, too."""
+        moved = {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+        return cast(Batch, moved)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment train and turn bytes to float32 in 0 to 1, on the device; or add features."""

@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from idc_lightning.config import HeadConfig
 from idc_lightning.data.grid import PATCH
 from idc_lightning.models.backbone import build_backbone
+from idc_lightning.models.dropout import Dropout
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,7 +60,7 @@ class Head(nn.Sequential):
                 nn.Linear(size, hidden),
                 nn.ReLU(),
                 nn.BatchNorm1d(hidden),
-                nn.Dropout(config.dropout),
+                Dropout(config.dropout),
             ]
         layers.append(nn.Linear(sizes[-1], classes))
         for layer in layers:
