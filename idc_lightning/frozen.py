@@ -63,6 +63,7 @@ def compute_features(
     splits: Sequence[str],
     *,
     precision: str,
+    compiled: bool,
     context: AbstractContextManager[None],
 ) -> Features:
     """Compute what the cache lacks.
@@ -74,6 +75,7 @@ def compute_features(
         splits: Those that are needed: train in all views that its augmentation can ask for, others
             as they are.
         precision: Lightning's name of it.
+        compiled: Whether the backbone is compiled, which rounds otherwise.
         context: In which the network computes, such as autocast.
 
     Returns:
@@ -84,7 +86,7 @@ def compute_features(
     """
     store = data.store
     dtype = MIXED.get(precision, torch.float32)
-    key = _key(network, backbone, precision, store.key)
+    key = _key(network, backbone, precision, store.key, compiled=compiled)
     cache = FeatureCache(
         data.cache.expanduser() / "features" / key,
         patches=len(store.packed),
@@ -178,11 +180,13 @@ def _chunks(
             yield view, np.concatenate([rows for rows, _ in mine]), torch.cat([f for _, f in mine])
 
 
-def _key(network: PatchNetwork, backbone: str, precision: str, store: str) -> str:
+def _key(
+    network: PatchNetwork, backbone: str, precision: str, store: str, *, compiled: bool
+) -> str:
     """Name of the features: a hash of all that they depend on."""
     digest = hashlib.blake2b(digest_size=12)
     device = next(network.parameters()).device.type
-    facts = (FORMAT, backbone, precision, device, store, torch.__version__)
+    facts = (FORMAT, backbone, precision, compiled, device, store, torch.__version__)
     digest.update(repr(facts).encode())
     for part in (network.normalize, network.backbone):
         _add_weights(digest, part)
