@@ -1,4 +1,4 @@
-"""A view, of which a frozen backbone keeps the features, is what `augment` makes of the same draw."""
+"""A view, whose features a frozen backbone keeps, is what `augment` makes of the same draw."""
 
 from itertools import product
 
