@@ -173,6 +173,7 @@ class IDCClassifier(lightning.LightningModule):
                 self.data,
                 splits,
                 precision=str(self.trainer.precision),
+                compiled=self.model_config.compile,
                 context=self.trainer.precision_plugin.forward_context(),
             )
 

@@ -67,6 +67,11 @@ class AugmentConfig(Section):
     stain_jitter: NotNegative
     brightness: NotNegative
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether each patch has a few views only, and no colours drawn anew each time."""
+        return self.stain_jitter == 0 and self.brightness == 0
+
 
 class DataConfig(Section):
     """What every data set has in common."""
@@ -406,8 +411,36 @@ class Config(CommandConfig):
     cache: Path
     seed: Seed
 
+    @property
+    def learns_on_features(self) -> bool:
+        """Whether the head is trained on cached features of a frozen backbone."""
+        frozen = self.model.freeze_backbone and self.data.features == "auto"
+        return frozen and self.data.augment.is_finite
+
     def idle(self, typed: AbstractSet[str]) -> str | None:
         """As `CommandConfig.idle`."""
+        return (
+            self._idle_rate(typed)
+            or self._idle_features(typed)
+            or _idle_sensitivity(self.results.threshold, typed)
+        )
+
+    def _idle_features(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a way to images or to features that training doesn't take."""
+        if "data.features" in typed and not self.model.freeze_backbone:
+            return (
+                "data.features has no effect, since a backbone that learns is computed in each "
+                "step: leave it out, or add model.freeze_backbone=true"
+            )
+        if "data.device_resident" in typed and self.learns_on_features:
+            return (
+                "data.device_resident has no effect, since the head learns on features of the "
+                "frozen backbone, not on images: leave it out, or add data.features=off"
+            )
+        return None
+
+    def _idle_rate(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a learning rate that something else sets."""
         scheduler, search = self.scheduler.name, self.callbacks.lr_range_test
         if "optimizer.lr" in typed and scheduler in ("cyclic", "onecycle"):
             return (
@@ -420,7 +453,7 @@ class Config(CommandConfig):
                 f"{rates[0]} would be replaced by the range test, unless that proposes nothing: "
                 "leave it out, or add callbacks.lr_range_test.apply=false"
             )
-        return _idle_sensitivity(self.results.threshold, typed)
+        return None
 
     def deciding_values(self) -> dict[str, Any]:
         """The values that can change a result, as plain ones.

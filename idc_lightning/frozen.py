@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from idc_lightning.config import Config
-from idc_lightning.data.augment import as_float, is_finite
+from idc_lightning.data.augment import as_float
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.features import FOLDER, FORMAT, FeatureCache, Features
 from idc_lightning.data.views import possible_views, viewed
@@ -33,15 +33,9 @@ CHUNK = 16
 """Batches between two writes to the cache."""
 
 
-def learns_on_features(config: Config) -> bool:
-    """Whether a run trains its head on cached features."""
-    frozen = config.model.freeze_backbone and config.data.features == "auto"
-    return frozen and is_finite(config.data.augment)
-
-
 def features_note(config: Config) -> list[str]:
     """A line on a frozen backbone that is computed anew in each step, and why; else none."""
-    if not config.model.freeze_backbone or learns_on_features(config):
+    if not config.model.freeze_backbone or config.learns_on_features:
         return []
     if config.data.features == "off":
         return ["the frozen backbone is computed anew in each step: data.features=off"]
@@ -57,7 +51,7 @@ def block_steps(config: Config) -> int:
     1 takes them one by one: the whole net needs no blocks, and a moving average of the weights has
     to see each step.
     """
-    if not learns_on_features(config) or config.callbacks.ema_decay is not None:
+    if not config.learns_on_features or config.callbacks.ema_decay is not None:
         return 1
     return config.trainer.log_every_n_steps
 
@@ -69,6 +63,7 @@ def compute_features(
     splits: Sequence[str],
     *,
     precision: str,
+    compiled: bool,
     context: AbstractContextManager[None],
 ) -> Features:
     """Compute what the cache lacks.
@@ -80,6 +75,7 @@ def compute_features(
         splits: Those that are needed: train in all views that its augmentation can ask for, others
             as they are.
         precision: Lightning's name of it.
+        compiled: Whether the backbone is compiled, which rounds otherwise.
         context: In which the network computes, such as autocast.
 
     Returns:
@@ -90,7 +86,7 @@ def compute_features(
     """
     store = data.store
     dtype = MIXED.get(precision, torch.float32)
-    key = _key(network, backbone, precision, store.key)
+    key = _key(network, backbone, precision, store.key, compiled=compiled)
     cache = FeatureCache(
         data.cache.expanduser() / FOLDER / key,
         patches=len(store.packed),
@@ -184,11 +180,13 @@ def _chunks(
             yield view, np.concatenate([rows for rows, _ in mine]), torch.cat([f for _, f in mine])
 
 
-def _key(network: PatchNetwork, backbone: str, precision: str, store: str) -> str:
+def _key(
+    network: PatchNetwork, backbone: str, precision: str, store: str, *, compiled: bool
+) -> str:
     """Name of the features: a hash of all that they depend on."""
     digest = hashlib.blake2b(digest_size=12)
     device = next(network.parameters()).device.type
-    facts = (FORMAT, backbone, precision, device, store, torch.__version__)
+    facts = (FORMAT, backbone, precision, compiled, device, store, torch.__version__)
     digest.update(repr(facts).encode())
     for part in (network.normalize, network.backbone):
         _add_weights(digest, part)

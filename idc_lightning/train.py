@@ -20,7 +20,7 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import write_splits
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
-from idc_lightning.frozen import block_steps, features_note, learns_on_features
+from idc_lightning.frozen import block_steps, features_note
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
@@ -65,7 +65,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         config.split,
         seed=config.seed,
         cache=config.cache,
-        on_features=learns_on_features(config),
+        on_features=config.learns_on_features,
         block=block_steps(config),
     )
     if data.block > 1:

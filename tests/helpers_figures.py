@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import combinations
 from types import ModuleType
 from typing import Any
@@ -65,8 +66,10 @@ class Recorder(RendererAgg):
         self.lines.append((s, box))
 
 
+@lru_cache(maxsize=64)
 def drawn_lines(figure: Figure) -> list[tuple[str, Bbox]]:
-    """The lines of text of a figure, with their boxes in pixels from its upper left."""
+    """The lines of text of a saved figure, with their boxes in pixels from its upper left."""
+    figure.set_layout_engine("none")  # all stays where it was saved
     recorder = Recorder(figure)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks

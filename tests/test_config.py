@@ -370,6 +370,9 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert config_of().cache.expanduser() == Path.home() / ".cache" / "idc_lightning"
 
 
+FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
+
+
 @pytest.mark.parametrize(
     ("overrides", "typed", "idle"),
     [
@@ -385,6 +388,17 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ),
         ([], "results.sensitivity", "results.threshold=max_f1: add results.threshold=sensitivity"),
         (["results.threshold=sensitivity"], "results.sensitivity", None),
+        (["data.features=off"], "data.features", "add model.freeze_backbone=true"),
+        (["data.features=off", "model.freeze_backbone=true"], "data.features", None),
+        (["data.features=auto", *FROZEN], "data.features", None),
+        (["data.device_resident=on"], "data.device_resident", None),
+        (["data.device_resident=on", *FROZEN], "data.device_resident", "add data.features=off"),
+        (["data.device_resident=on", *FROZEN, "data.features=off"], "data.device_resident", None),
+        (
+            ["data.device_resident=on", *FROZEN, "data.augment.brightness=0.1"],
+            "data.device_resident",
+            None,
+        ),
     ],
 )
 def test_a_value_that_nothing_uses_is_named(

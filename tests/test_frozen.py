@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers_model import TINY, config_of, write_tissue
 
-from idc_lightning.frozen import features_note, learns_on_features
+from idc_lightning.frozen import features_note
 from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.train import train
 
@@ -51,8 +51,8 @@ def test_features_are_computed_once_for_all_runs(
 )
 def test_a_backbone_that_is_computed_anew_says_why(override: str, reason: str) -> None:
     config = config_of(*TINY, *FROZEN, override)
-    assert not learns_on_features(config)
+    assert not config.learns_on_features
     assert reason in features_note(config)[0]
     plain = config_of(*TINY, *FROZEN)
-    assert learns_on_features(plain)
+    assert plain.learns_on_features
     assert features_note(plain) == []

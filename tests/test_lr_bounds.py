@@ -124,13 +124,13 @@ def test_the_scale_of_the_losses_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("ramp", ["linear", "exponential"])
-@pytest.mark.parametrize("steps", [20, 50, 300, 2000])
-def test_noise_is_no_fall(ramp: Ramp, steps: int) -> None:
+@pytest.mark.parametrize(("steps", "seeds"), [(20, 50), (50, 50), (300, 50), (2000, 10)])
+def test_noise_is_no_fall(ramp: Ramp, steps: int, seeds: int) -> None:
     rates = ramp_rates(1e-6, 0.1, ramp, steps)
-    proposals = [propose_bounds(rates, noisy(np.ones(steps), 0.2, seed)) for seed in range(50)]
+    proposals = [propose_bounds(rates, noisy(np.ones(steps), 0.2, seed)) for seed in range(seeds)]
     assert all(p.base_lr is None and p.max_lr is None for p in proposals)
     told = "did not fall beyond its noise: raise callbacks.lr_range_test.end"
-    assert sum(told in p.note for p in proposals) >= 45
+    assert sum(told in p.note for p in proposals) >= 0.9 * seeds
 
 
 def test_a_constant_loss_does_not_fall() -> None:

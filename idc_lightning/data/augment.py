@@ -104,11 +104,6 @@ def augment(
     return image, label, cell
 
 
-def is_finite(config: AugmentConfig) -> bool:
-    """Whether each patch has a few views only, and no colours drawn anew each time."""
-    return config.stain_jitter == 0 and config.brightness == 0
-
-
 def as_float(image: Tensor) -> Tensor:
     """Turn uint8 in 0 to 255 to float32 in 0 to 1; floats stay as they are."""
     return image.float().div_(255) if image.dtype == torch.uint8 else image

@@ -164,7 +164,7 @@ class FeatureCache:
     def _open(self, path: Path, mode: Literal["r", "r+"]) -> "np.memmap[Any, Any]":
         try:
             array: np.memmap[Any, Any] = np.load(path, mmap_mode=mode)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise _damaged(self.folder) from error
         if array.shape != self.shape or array.dtype != KINDS[self.dtype]:
             raise _damaged(self.folder)
@@ -176,6 +176,8 @@ class FeatureCache:
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(self.folder) from error
         if done.shape != (VIEWS, self.shape[0]) or done.dtype != bool:
+            raise _damaged(self.folder)
+        if done.view(np.uint8).max() > 1:  # bytes that no bool has
             raise _damaged(self.folder)
         found: npt.NDArray[np.bool_] = done
         return found
