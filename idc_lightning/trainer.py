@@ -29,7 +29,7 @@ from idc_lightning.config import (
     TrainerConfig,
 )
 from idc_lightning.errors import IDCError
-from idc_lightning.frozen import block_steps, learns_on_features
+from idc_lightning.frozen import block_steps
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.metrics import better
 
@@ -67,7 +67,7 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
             folder,
             progress,
             logs=bool(loggers),
-            single_thread=accelerator == "cpu" and learns_on_features(config),
+            single_thread=accelerator == "cpu" and config.learns_on_features,
         ),
         logger=loggers,
         enable_progress_bar=progress != "none",
