@@ -29,8 +29,11 @@ class Steps:
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: AnyOptimizer) -> Optimizer:
-    """Make the optimizer of a configuration, which takes all weights at once also on a CPU."""
-    return OPTIMIZERS[config.name](parameters, config)
+    """Make the optimizer of a configuration."""
+    weights = list(parameters)
+    # A CPU would pass each weight several times, where a GPU takes all of them together.
+    fused = all(weight.device.type == "cpu" for weight in weights) or None
+    return OPTIMIZERS[config.name](weights, config, fused)
 
 
 def build_scheduler(optimizer: Optimizer, config: AnyScheduler, steps: Steps) -> LRScheduler | None:
@@ -38,24 +41,24 @@ def build_scheduler(optimizer: Optimizer, config: AnyScheduler, steps: Steps) ->
     return SCHEDULERS[config.name](optimizer, config, steps)
 
 
-def _sgd(parameters: Iterable[nn.Parameter], config: SGDConfig) -> Optimizer:
+def _sgd(weights: list[nn.Parameter], config: SGDConfig, fused: bool | None) -> Optimizer:
     return SGD(
-        parameters,
+        weights,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        foreach=True,
+        fused=fused,
     )
 
 
-def _adamw(parameters: Iterable[nn.Parameter], config: AdamWConfig) -> Optimizer:
+def _adamw(weights: list[nn.Parameter], config: AdamWConfig, fused: bool | None) -> Optimizer:
     return AdamW(
-        parameters,
+        weights,
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        foreach=True,
+        fused=fused,
     )
 
 
@@ -95,7 +98,7 @@ def _constant(optimizer: Optimizer, config: ConstantConfig, steps: Steps) -> Non
     return None
 
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Any], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Any, bool | None], Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,
 }

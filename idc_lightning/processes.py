@@ -4,38 +4,56 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
+from idc_lightning.errors import IDCError
+
 T = TypeVar("T")
+
+AHEAD = 4
+"""Calls that wait for each process, so that none is idle while a long one ends."""
 
 
 def share_out(
-    function: Callable[..., T], calls: Sequence[tuple[Any, ...]], *, fork: bool = False
+    function: Callable[..., T], calls: Iterable[tuple[Any, ...]], did: str, *, fork: bool = False
 ) -> Iterator[T]:
     """Call a function many times in as many processes as there are processors.
 
     Args:
         function: Of a module's top level; with ``fork`` it must not use torch, whose threads a
             forked process lacks.
-        calls: Arguments of each call.
+        calls: Arguments of each call, taken a few calls ahead.
+        did: What a process did, for the error if it is killed, e.g. ``"drew landscapes"``.
         fork: Whether processes are copies of this one where the system makes them (Linux), which
             spares them the imports.
 
     Yields:
-        What each call returns, as soon as it does.
+        What each call returns, in the order of the calls.
 
     Raises:
-        BrokenProcessPool: If a process is killed.
+        IDCError: If a process is killed.
     """
     context = get_context("fork" if fork and sys.platform == "linux" else "spawn")
-    workers = min(os.cpu_count() or 1, len(calls))
+    workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        waiting: deque[Future[T]] = deque()
         try:
-            for future in as_completed([pool.submit(function, *call) for call in calls]):
-                yield future.result()
+            for call in calls:
+                waiting.append(pool.submit(function, *call))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise IDCError(
+                f"a process that {did} was stopped, perhaps for want of memory: start again with "
+                "nothing else running"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

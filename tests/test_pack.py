@@ -233,7 +233,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
     monkeypatch.setattr(pack, "INLINE", inline)
     monkeypatch.setattr(pack, "_pack_some", full)
-    monkeypatch.setattr(pack, "share_out", lambda f, calls, **_: (f(*call) for call in calls))
+    monkeypatch.setattr(pack, "share_out", lambda f, calls, *_, **__: (f(*call) for call in calls))
     with told("can't write", "No space left on device", "cache=<folder>"):
         opened(root)
     assert files_below(root.parent / "cache") == []

@@ -5,7 +5,6 @@ Counts and shares of patients follow the real data; tissue is drawn by `demo_tis
 
 import itertools
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,11 +119,6 @@ def make_demo(
                 pass
     except OSError as error:
         raise IDCError(f"can't write the demo to {root}: {error.strerror}") from error
-    except BrokenProcessPool as error:
-        raise IDCError(
-            f"a process that drew the demo for {root} was stopped, perhaps for want of memory: "
-            "choose fewer patches to a patient"
-        ) from error
 
 
 def _check(patients: int, patches: int | None, seed: int) -> None:
@@ -179,7 +173,9 @@ def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[None]:
         return
     # The largest first, so that no process is left alone with one at the end.
     queue = sorted(cohort, key=lambda patient: -patient.patches)
-    yield from share_out(_write_patient, [(folder, patient) for patient in queue])
+    yield from share_out(
+        _write_patient, [(folder, patient) for patient in queue], "drew demo tissue"
+    )
 
 
 def _write_patient(folder: Path, patient: _Patient) -> None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -277,11 +276,6 @@ def _pack(folder: Path, root: Path, paths: list[str]) -> None:
             _write(partial, root, paths)
     except OSError as error:
         raise _cannot_write(folder, error) from error
-    except BrokenProcessPool as error:
-        raise IDCError(
-            f"a process that packed patches into {folder} was stopped, perhaps for want of memory: "
-            "start again"
-        ) from error
 
 
 def in_units(size: float) -> str:
@@ -349,7 +343,7 @@ def _write_header(out: BinaryIO, rows: int) -> int:
 def _packed(calls: list[tuple[str, list[str], int, str, int]], count: int) -> Iterator[_Packed]:
     if count <= INLINE:
         return (_pack_some(*call) for call in calls)
-    return share_out(_pack_some, calls, fork=True)
+    return share_out(_pack_some, calls, "packed patches", fork=True)
 
 
 def _pack_some(root: str, paths: list[str], first: int, file: str, start: int) -> _Packed:

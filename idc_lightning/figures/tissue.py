@@ -18,6 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from idc_lightning.data.grid import PATCH, cell_map, tissue_image
 from idc_lightning.figures.style import CLASS_COLOURS, HEAT, IDC, Picture, drawing, shortened
@@ -110,11 +111,7 @@ class Slide:
         image = tissue_image(self.x - self.left, self.y - self.top, pixels)
         # A divisor of the patch, so that no reduced pixel belongs to two patches.
         factor = next((f for f in REDUCTIONS if max(image.shape) <= f * SHARP), 10)
-        blocks = image.reshape(
-            image.shape[0] // factor, factor, image.shape[1] // factor, factor, 3
-        )
-        reduced: Pixels = np.rint(blocks.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
-        return reduced
+        return np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def draw_tissue_pair(

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +21,13 @@ from idc_lightning.figures.patients import draw_patient_f1, draw_patients
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide, draw_landscape
 from idc_lightning.files import safe_name
+from idc_lightning.processes import share_out
 from idc_lightning.report.page import DataTable, Section
 from idc_lightning.results.judgement import Judgement
 from idc_lightning.results.summary import AT_THRESHOLD, LABELS, interval_text, mean_text
+
+ALONE = 2
+"""Landscapes up to which starting processes costs more than it saves."""
 
 KINDS = {
     0: ("Healthy patches called IDC", "the highest probability of IDC"),
@@ -208,22 +213,21 @@ def landscapes(
         threshold: Probability from which a patch counts as IDC.
     """
     rows = predictions.groupby("patient_id", sort=False)
-    pictures = []
-    for patient in patients:
-        patches = rows.get_group(patient)
-        slide = slide_of(patient, patches, microns)
-        if not slide.drawable:
-            continue
-        pictures.append(
-            draw_landscape(
-                figures / f"{prefix}_{safe_name(patient)}.png",
-                slide,
-                store.read(patches.index),
-                patches,
-                threshold=threshold,
-            )
+    slides = [slide_of(name, rows.get_group(name), microns) for name in patients]
+    drawn = [slide for slide in slides if slide.drawable]
+    calls = (
+        (
+            figures / f"{prefix}_{safe_name(slide.patient_id)}.png",
+            slide,
+            store.read(rows.get_group(slide.patient_id).index),
+            rows.get_group(slide.patient_id),
         )
-    return pictures
+        for slide in drawn
+    )
+    draw = partial(draw_landscape, threshold=threshold)
+    if len(drawn) <= ALONE:
+        return [draw(*call) for call in calls]
+    return list(share_out(draw, calls, "drew landscapes", fork=True))
 
 
 def statements(title: str, values: Mapping[str, str]) -> Section:
