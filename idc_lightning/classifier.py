@@ -226,16 +226,18 @@ class IDCClassifier(lightning.LightningModule):
         optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
         assert not isinstance(scheduler, list)
         losses = []
-        for number, part in enumerate(split_block(batch, self.data.batch_size)):
-            loss = self._step(part, batch_idx + number, "train")
-            optimizer.zero_grad()
-            # Nothing to scale, since the head computes in float32 whatever the precision.
-            torch.autograd.backward(loss)
-            self.configure_gradient_clipping(optimizer, self.gradient_clip)
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-            losses.append(loss.detach())
+        # The head computes in float32 whatever the precision; Lightning calls this in a context
+        # that would round its gradients.
+        with torch.autocast(self.device.type, enabled=False):
+            for number, part in enumerate(split_block(batch, self.data.batch_size)):
+                loss = self._step(part, batch_idx + number, "train")
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                self.configure_gradient_clipping(optimizer, self.gradient_clip)
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                losses.append(loss.detach())
         self._count_steps(len(losses))
         self._check_finite(torch.stack(losses).sum())
         return losses[-1]

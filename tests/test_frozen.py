@@ -1,15 +1,22 @@
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from helpers_model import TINY, config_of, write_tissue
 
-from idc_lightning.frozen import features_note
+from idc_lightning import classifier
+from idc_lightning.data.features import Features
+from idc_lightning.frozen import compute_features, features_note
 from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.train import train
 
 FROZEN = ("model.freeze_backbone=true", "model.head.dropout=0", "logger=default", "report=none")
+
+BLOCKS = ("trainer.log_every_n_steps=2", "data.batch_size=4")
+"""Steps are taken in twos."""
 
 
 def trained(folder: Path, *overrides: str) -> Path:
@@ -21,8 +28,7 @@ def trained(folder: Path, *overrides: str) -> Path:
 
 
 def test_a_run_on_features_learns_what_one_on_images_learns(tmp_path: Path) -> None:
-    few = ("trainer.log_every_n_steps=2", "data.batch_size=4")
-    runs = [trained(tmp_path, f"data.features={mode}", *few) for mode in ("auto", "off")]
+    runs = [trained(tmp_path, f"data.features={mode}", *BLOCKS) for mode in ("auto", "off")]
     on_features, on_images = (
         read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs
     )
@@ -34,6 +40,22 @@ def test_a_run_on_features_learns_what_one_on_images_learns(tmp_path: Path) -> N
     assert steps[0] == steps[1]
     predictions = [pd.read_csv(run / "predictions" / "test.csv")["proba"] for run in runs]
     assert predictions[0].to_numpy() == pytest.approx(predictions[1].to_numpy(), abs=1e-4)
+
+
+def test_the_head_learns_in_float32_whatever_the_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_float32(*given: Any, precision: str, context: object, **more: Any) -> Features:
+        return compute_features(*given, precision="32-true", context=nullcontext(), **more)
+
+    monkeypatch.setattr(classifier, "compute_features", in_float32)
+    runs = [
+        trained(tmp_path, f"trainer.precision={name}", *BLOCKS)
+        for name in ("32-true", "bf16-mixed")
+    ]
+    full, mixed = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs)
+    for name, value in full.items():
+        assert torch.equal(mixed[name], value), name
 
 
 def test_features_are_computed_once_for_all_runs(
