@@ -23,7 +23,7 @@ from idc_lightning.figures.tissue import Slide, draw_target_maps, draw_tissue_pa
 from idc_lightning.files import safe_name
 from idc_lightning.progress import watched
 from idc_lightning.report.page import DataTable, Section, write_report
-from idc_lightning.report.sections import slide_of
+from idc_lightning.report.sections import draw_all, slide_of
 
 Rows = npt.NDArray[np.int64]
 
@@ -250,15 +250,16 @@ def target_maps(
 def tissue(explored: Explored, slides: Mapping[str, tuple[Slide, Rows]], figures: Path) -> Section:
     """Tissue beside tissue with IDC overlaid, of the chosen patients."""
     target = explored.store.table["target"].to_numpy()
-    pictures = []
-    for patient in watched([name for name in explored.drawn if name in slides], "drawing tissue"):
-        slide, rows = slides[patient]
-        path = figures / f"{safe_name(patient)}.png"
-        pictures.append(draw_tissue_pair(path, slide, explored.store.read(rows), target[rows]))
+    drawn = {name: slides[name] for name in explored.drawn if name in slides}
+    calls = (
+        (figures / f"{safe_name(name)}.png", slide, explored.store.read(rows), target[rows])
+        for name, (slide, rows) in drawn.items()
+    )
+    pictures = draw_all(draw_tissue_pair, calls, len(drawn))
     return Section(
         "Tissue",
         "The patches put together again; beside it the same with those labelled IDC in colour.",
-        pictures,
+        list(watched(pictures, "drawing tissue", total=len(drawn))),
     )
 
 

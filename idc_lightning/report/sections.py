@@ -1,9 +1,10 @@
 """Parts of reports of predictions; each draws its figures and says what to look for."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,8 +27,8 @@ from idc_lightning.report.page import DataTable, Section
 from idc_lightning.results.judgement import Judgement
 from idc_lightning.results.summary import AT_THRESHOLD, LABELS, interval_text, mean_text
 
-ALONE = 2
-"""Landscapes up to which starting processes costs more than it saves."""
+FEW = 2
+"""Pictures up to which starting processes costs more than it saves."""
 
 KINDS = {
     0: ("Healthy patches called IDC", "the highest probability of IDC"),
@@ -224,10 +225,22 @@ def landscapes(
         )
         for slide in drawn
     )
-    draw = partial(draw_landscape, threshold=threshold)
-    if len(drawn) <= ALONE:
-        return [draw(*call) for call in calls]
-    return list(share_out(draw, calls, "drew landscapes", fork=True))
+    return list(draw_all(partial(draw_landscape, threshold=threshold), calls, len(drawn)))
+
+
+def draw_all(
+    draw: Callable[..., Picture], calls: Iterable[tuple[Any, ...]], count: int
+) -> Iterator[Picture]:
+    """Draw many pictures, in several processes unless they are few.
+
+    Args:
+        draw: Draws one.
+        calls: Arguments of each call.
+        count: Number of the calls.
+    """
+    if count <= FEW:
+        return (draw(*call) for call in calls)
+    return share_out(draw, calls, "drew a picture", fork=True)
 
 
 def statements(title: str, values: Mapping[str, str]) -> Section:
