@@ -5,6 +5,7 @@ from torchvision import models
 from torchvision.transforms.functional import normalize
 
 from idc_lightning.config import HeadConfig
+from idc_lightning.models.dropout import Dropout
 from idc_lightning.models.network import Head, PatchNetwork
 
 SMALL = "shufflenet_v2_x0_5"
@@ -56,12 +57,12 @@ def test_a_cells_features_are_those_of_its_place() -> None:
 
 def test_layers_and_sizes_of_the_head() -> None:
     head = Head(512, 2, head_config(512, 256, dropout=0.3))
-    hidden = [nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout]
+    hidden = [nn.Linear, nn.ReLU, nn.BatchNorm1d, Dropout]
     assert [type(layer) for layer in head] == [*hidden, *hidden, nn.Linear]
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
     sizes = [(layer.in_features, layer.out_features) for layer in linear]
     assert sizes == [(512, 512), (512, 256), (256, 2)]
-    assert [layer.p for layer in head if isinstance(layer, nn.Dropout)] == [0.3, 0.3]
+    assert [layer.p for layer in head if isinstance(layer, Dropout)] == [0.3, 0.3]
     assert [type(layer) for layer in Head(512, 2, head_config())] == [nn.Linear]
 
 

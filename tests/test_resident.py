@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def packed_otherwise(store: Store) -> Store:
     places = np.random.default_rng(0).permutation(len(store.table) + 5)[: len(store.table)]
     packed = np.full((len(store.table) + 5, PATCH, PATCH, 3), 77, np.uint8)
     packed[places] = store.packed
-    return Store(store.table, packed, places, "other", {}, store.table[:0], 0)
+    return replace(store, packed=packed, places=places)
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 4096], ids=lambda size: f"chunks of {size}")
