@@ -20,7 +20,12 @@ AHEAD = 4
 
 
 def share_out(
-    function: Callable[..., T], calls: Iterable[tuple[Any, ...]], did: str, *, fork: bool = False
+    function: Callable[..., T],
+    calls: Iterable[tuple[Any, ...]],
+    did: str,
+    *,
+    alone: bool,
+    fork: bool = False,
 ) -> Iterator[T]:
     """Call a function many times in as many processes as there are processors.
 
@@ -29,6 +34,8 @@ def share_out(
             forked process lacks.
         calls: Arguments of each call, taken a few calls ahead.
         did: What a process did, for the error if it is killed, e.g. ``"drew landscapes"``.
+        alone: Whether this process makes all calls, since starting others would cost more than it
+            saves.
         fork: Whether processes are copies of this one where the system makes them (Linux), which
             spares them the imports.
 
@@ -38,6 +45,10 @@ def share_out(
     Raises:
         IDCError: If a process is killed.
     """
+    if alone:
+        for call in calls:
+            yield function(*call)
+        return
     context = get_context("fork" if fork and sys.platform == "linux" else "spawn")
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:

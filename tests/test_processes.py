@@ -8,6 +8,8 @@ from helpers_model import told
 
 from idc_lightning.processes import AHEAD, share_out
 
+NINE = [(number,) for number in range(9)]
+
 METHODS = pytest.mark.parametrize("fork", [True, False], ids=["fork", "spawn"])
 
 
@@ -28,10 +30,16 @@ def is_killed(number: int) -> int:
     return number
 
 
+def test_alone_this_process_makes_all_calls() -> None:
+    calls = [() for _ in range(5)]
+    assert set(share_out(os.getpid, calls, "told", alone=True, fork=True)) == {os.getpid()}
+    assert os.getpid() not in set(share_out(os.getpid, calls, "told", alone=False, fork=True))
+
+
 @METHODS
 def test_results_come_in_the_order_of_the_calls(fork: bool) -> None:
     calls = [(number,) for number in range(30)]
-    found = list(share_out(slow_if_first, calls, "slept", fork=fork))
+    found = list(share_out(slow_if_first, calls, "slept", alone=False, fork=fork))
     assert found == [10 * number for number in range(30)]
 
 
@@ -43,7 +51,7 @@ def test_calls_are_taken_a_few_ahead() -> None:
             taken.append(number)
             yield (number,)
 
-    results = share_out(slow_if_first, calls(), "slept", fork=True)
+    results = share_out(slow_if_first, calls(), "slept", alone=False, fork=True)
     assert next(results) == 0
     assert len(taken) <= AHEAD * (os.cpu_count() or 1) + 1
     results.close()
@@ -51,10 +59,22 @@ def test_calls_are_taken_a_few_ahead() -> None:
 
 def test_an_exception_reaches_the_caller() -> None:
     with pytest.raises(ValueError, match="three"):
-        list(share_out(fails_at_three, [(number,) for number in range(9)], "counted", fork=True))
+        list(
+            share_out(
+                fails_at_three,
+                [(number,) for number in range(9)],
+                "counted",
+                alone=False,
+                fork=True,
+            )
+        )
 
 
 @METHODS
 def test_a_killed_process_is_told_in_one_line(fork: bool) -> None:
     with told("a process that counted was stopped, perhaps for want of memory"):
-        list(share_out(is_killed, [(number,) for number in range(9)], "counted", fork=fork))
+        list(
+            share_out(
+                is_killed, [(number,) for number in range(9)], "counted", alone=False, fork=fork
+            )
+        )

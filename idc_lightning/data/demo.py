@@ -165,17 +165,12 @@ def _apportion(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
 
 
 def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[None]:
-    """Write all patients, in processes if they are many; yields as each is done."""
-    if sum(patient.patches for patient in cohort) <= _INLINE:
-        for patient in cohort:
-            _write_patient(folder, patient)
-            yield
-        return
+    """Write all patients, in processes if they are many; yields with each of them."""
+    few = sum(patient.patches for patient in cohort) <= _INLINE
     # The largest first, so that no process is left alone with one at the end.
     queue = sorted(cohort, key=lambda patient: -patient.patches)
-    yield from share_out(
-        _write_patient, [(folder, patient) for patient in queue], "drew demo tissue"
-    )
+    calls = [(folder, patient) for patient in queue]
+    return share_out(_write_patient, calls, "drew demo tissue", alone=few)
 
 
 def _write_patient(folder: Path, patient: _Patient) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -242,19 +242,17 @@ def _checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Packed:
-    """What a process found in some files, without the pixels that it wrote.
+    """What was found in some files, without the pixels that were written.
 
     Attributes:
-        first: Number of the first of them.
         rows: Width, height, blank, digest, converted and problem of each.
-        stretched: Number and pixels, uint8 [50, 50, 3], of the smaller ones.
+        stretched: Pixels of the smaller ones, uint8 [50, 50, 3], by their numbers.
     """
 
-    first: int
     rows: list[tuple[int, int, int, str, str, str]] = field(default_factory=list)
-    stretched: list[tuple[int, npt.NDArray[np.uint8]]] = field(default_factory=list)
+    stretched: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def _pack(folder: Path, root: Path, paths: list[str]) -> None:
@@ -295,7 +293,28 @@ def _foretold(root: Path, paths: list[str]) -> float:
 
 
 def _write(folder: Path, root: Path, paths: list[str]) -> None:
-    file = folder / PIXELS
+    packed = _write_pixels(folder / PIXELS, root, paths)
+    places = {number: len(paths) + index for index, number in enumerate(packed.stretched)}
+    table = folder / TABLE
+    with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        lines.writerows(
+            (path, *row, places.get(number, -1))
+            for number, (path, row) in enumerate(zip(paths, packed.rows, strict=True))
+        )
+    facts = {
+        "format": FORMAT,
+        "patches": len(paths),
+        "rows": len(paths) + len(places),
+        "table": _checksum(table.read_bytes()),
+        "root": str(root.absolute()).encode("utf-8", "backslashreplace").decode(),
+    }
+    write_text(folder / FACTS, json.dumps(facts, indent=2))
+
+
+def _write_pixels(file: Path, root: Path, paths: list[str]) -> _Packed:
+    """Write the array: all files, then the smaller ones stretched."""
     with file.open("wb") as out:
         start = _write_header(out, len(paths))
         out.truncate(start + len(paths) * BYTES)
@@ -303,34 +322,19 @@ def _write(folder: Path, root: Path, paths: list[str]) -> None:
         (str(root), paths[first : first + CHUNK], first, str(file), start)
         for first in range(0, len(paths), CHUNK)
     ]
-    rows: list[tuple[int, int, int, str, str, str]] = [(0, 0, 0, "", "", "")] * len(paths)
-    smaller: dict[int, npt.NDArray[np.uint8]] = {}
-    for packed in watched(_packed(calls, len(paths)), "packing patches", total=len(calls)):
-        rows[packed.first : packed.first + len(packed.rows)] = packed.rows
-        smaller.update(packed.stretched)
+    few = len(paths) <= INLINE
+    parts = share_out(_pack_some, calls, "packed patches", alone=few, fork=True)
+    packed = _Packed()
+    for part in watched(parts, "packing patches", total=len(calls)):
+        packed.rows.extend(part.rows)
+        packed.stretched.update(part.stretched)
     with file.open("r+b") as out:
         out.seek(0, os.SEEK_END)
-        for number in sorted(smaller):
-            out.write(smaller[number].tobytes())
+        for pixels in packed.stretched.values():
+            out.write(pixels.tobytes())
         out.seek(0)
-        _write_header(out, len(paths) + len(smaller))
-    places = {number: len(paths) + index for index, number in enumerate(sorted(smaller))}
-    table = folder / TABLE
-    with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(COLUMNS)
-        lines.writerows(
-            (path, *row, places.get(number, -1))
-            for number, (path, row) in enumerate(zip(paths, rows, strict=True))
-        )
-    facts = {
-        "format": FORMAT,
-        "patches": len(paths),
-        "rows": len(paths) + len(smaller),
-        "table": _checksum(table.read_bytes()),
-        "root": str(root.absolute()).encode("utf-8", "backslashreplace").decode(),
-    }
-    write_text(folder / FACTS, json.dumps(facts, indent=2))
+        _write_header(out, len(paths) + len(packed.stretched))
+    return packed
 
 
 def _write_header(out: BinaryIO, rows: int) -> int:
@@ -340,16 +344,10 @@ def _write_header(out: BinaryIO, rows: int) -> int:
     return out.tell()
 
 
-def _packed(calls: list[tuple[str, list[str], int, str, int]], count: int) -> Iterator[_Packed]:
-    if count <= INLINE:
-        return (_pack_some(*call) for call in calls)
-    return share_out(_pack_some, calls, "packed patches", fork=True)
-
-
 def _pack_some(root: str, paths: list[str], first: int, file: str, start: int) -> _Packed:
     """Decode some files and write their pixels into the array."""
     pixels = np.full((len(paths), *SHAPE), WHITE, dtype=np.uint8)
-    found = _Packed(first)
+    found = _Packed()
     for number, path in enumerate(paths):
         patch = decode(f"{root}/{path}")
         if patch.pixels is None:
@@ -358,10 +356,9 @@ def _pack_some(root: str, paths: list[str], first: int, file: str, start: int) -
         height, width = patch.pixels.shape[:2]
         pixels[number, :height, :width] = patch.pixels
         blank = int(is_blank(patch.pixels))
-        row = (width, height, blank, digest(patch.pixels), patch.converted, "")
-        found.rows.append(row)
+        found.rows.append((width, height, blank, digest(patch.pixels), patch.converted, ""))
         if (height, width) != (PATCH, PATCH):
-            found.stretched.append((first + number, stretch(patch.pixels)))
+            found.stretched[first + number] = stretch(patch.pixels)
     # Writing tells of a full disk by an error; a memory map would end the process.
     with Path(file).open("r+b") as out:
         out.seek(start + first * BYTES)

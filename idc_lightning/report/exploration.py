@@ -21,9 +21,10 @@ from idc_lightning.figures.dataset import draw_overview, draw_splits
 from idc_lightning.figures.patches import Gallery, Tile, draw_augmentation, draw_gallery
 from idc_lightning.figures.tissue import Slide, draw_target_maps, draw_tissue_pair
 from idc_lightning.files import safe_name
+from idc_lightning.processes import share_out
 from idc_lightning.progress import watched
 from idc_lightning.report.page import DataTable, Section, write_report
-from idc_lightning.report.sections import draw_all, slide_of
+from idc_lightning.report.sections import FEW, slide_of
 
 Rows = npt.NDArray[np.int64]
 
@@ -255,7 +256,8 @@ def tissue(explored: Explored, slides: Mapping[str, tuple[Slide, Rows]], figures
         (figures / f"{safe_name(name)}.png", slide, explored.store.read(rows), target[rows])
         for name, (slide, rows) in drawn.items()
     )
-    pictures = draw_all(draw_tissue_pair, calls, len(drawn))
+    few = len(drawn) <= FEW
+    pictures = share_out(draw_tissue_pair, calls, "drew tissue", alone=few, fork=True)
     return Section(
         "Tissue",
         "The patches put together again; beside it the same with those labelled IDC in colour.",

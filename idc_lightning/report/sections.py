@@ -1,10 +1,9 @@
 """Parts of reports of predictions; each draws its figures and says what to look for."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -225,22 +224,8 @@ def landscapes(
         )
         for slide in drawn
     )
-    return list(draw_all(partial(draw_landscape, threshold=threshold), calls, len(drawn)))
-
-
-def draw_all(
-    draw: Callable[..., Picture], calls: Iterable[tuple[Any, ...]], count: int
-) -> Iterator[Picture]:
-    """Draw many pictures, in several processes unless they are few.
-
-    Args:
-        draw: Draws one.
-        calls: Arguments of each call.
-        count: Number of the calls.
-    """
-    if count <= FEW:
-        return (draw(*call) for call in calls)
-    return share_out(draw, calls, "drew a picture", fork=True)
+    draw = partial(draw_landscape, threshold=threshold)
+    return list(share_out(draw, calls, "drew landscapes", alone=len(drawn) <= FEW, fork=True))
 
 
 def statements(title: str, values: Mapping[str, str]) -> Section:
