@@ -64,6 +64,8 @@ def stores_lines(cache: Path, used: Path) -> list[str]:
 
 def _described(stored: Stored) -> str:
     size = in_units(stored.size)
+    if stored.patches is None:
+        return f"{size} in {stored.folder}, which is damaged"
     return f"{stored.patches:,} patches of {stored.root}, {size} in {stored.folder}"
 
 

@@ -101,6 +101,18 @@ def test_stores_of_other_data_are_listed_with_their_place(tmp_path: Path, run: R
     assert "clean=true" in ended.out
 
 
+@pytest.mark.parametrize("content", [None, "", "[1]", "{}"])
+def test_a_damaged_store_of_other_data_is_listed_as_such(
+    tmp_path: Path, run: Run, content: str | None
+) -> None:
+    other = tmp_path / "cache" / "stores" / "abc"
+    other.mkdir(parents=True)
+    (other / "pixels.npy").write_bytes(b"x")
+    if content is not None:
+        (other / "pack.json").write_text(content)
+    assert f"\nalso stored: 1 MB in {other}, which is damaged\n" in run().out
+
+
 def test_cleaning_removes_stores_and_features_and_nothing_else(
     tmp_path: Path, run: Run, command: Command
 ) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -118,24 +118,27 @@ class Stored:
 
     Attributes:
         folder: Where.
-        patches: Number of files.
         size: Bytes on disk.
-        root: Folder of the data set when it was packed.
+        patches: Number of files; None if the pack is damaged.
+        root: Folder of the data set when it was packed; empty if the pack is damaged.
     """
 
     folder: Path
-    patches: int
     size: int
-    root: str
+    patches: int | None = None
+    root: str = ""
 
 
 def stored_packs(cache: Path) -> list[Stored]:
-    """All packs of a cache that are whole, ordered by the root of their data."""
+    """All packs of a cache, ordered by the root of their data."""
     found = []
-    for facts_path in (cache.expanduser() / STORES).glob(f"[!.]*/{FACTS}"):
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-        size = sum(path.stat().st_size for path in facts_path.parent.iterdir())
-        found.append(Stored(facts_path.parent, facts["patches"], size, facts["root"]))
+    for folder in (cache.expanduser() / STORES).glob("[!.]*/"):
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        try:
+            facts = _read_facts(folder)
+            found.append(Stored(folder, size, facts["patches"], facts["root"]))
+        except (OSError, ValueError, KeyError):
+            found.append(Stored(folder, size))
     return sorted(found, key=lambda stored: (stored.root, stored.folder))
 
 
@@ -179,12 +182,12 @@ def _open(folder: Path, root: Path, paths: list[str], check_all: bool) -> Pack:
         _UnusableError: If there is none, or it isn't what was packed.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = _read_facts(folder)
         content = (folder / TABLE).read_bytes()
         pixels = np.asarray(np.load(folder / PIXELS, mmap_mode="r"))
     except (OSError, ValueError, EOFError) as error:
         raise _UnusableError("a file of it is missing or damaged") from error
-    if not isinstance(facts, dict) or facts.get("table") != _checksum(content):
+    if facts.get("table") != _checksum(content):
         raise _UnusableError("its table was changed")
     if pixels.shape != (facts.get("rows"), *SHAPE) or pixels.dtype != np.uint8:
         raise _UnusableError("its pixels are not all there")
@@ -204,6 +207,19 @@ def _open(folder: Path, root: Path, paths: list[str], check_all: bool) -> Pack:
     if any(not decode(root / paths[row]).problem for row in broken):
         raise _UnusableError("a file that couldn't be read can be read now")
     return pack
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    """What pack.json says.
+
+    Raises:
+        OSError: If it is missing.
+        ValueError: If it is damaged.
+    """
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError(f"{folder / FACTS} holds no facts")
+    return facts
 
 
 def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
