@@ -73,8 +73,4 @@ def test_an_exception_reaches_the_caller() -> None:
 @METHODS
 def test_a_killed_process_is_told_in_one_line(fork: bool) -> None:
     with told("a process that counted was stopped, perhaps for want of memory"):
-        list(
-            share_out(
-                is_killed, [(number,) for number in range(9)], "counted", alone=False, fork=fork
-            )
-        )
+        list(share_out(is_killed, NINE, "counted", alone=False, fork=fork))
