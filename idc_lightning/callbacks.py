@@ -63,6 +63,33 @@ class Checkpoints(ModelCheckpoint):
             self._last_written = time.monotonic()
 
 
+class BlockCurves(Callback):
+    """Logs loss and learning rate of every few steps where these are taken in blocks.
+
+    As Lightning and its LearningRateMonitor do where each step is a call of theirs, under the same
+    names and at the same steps.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Log what falls on a block that was learned."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        rate = f"lr-{type(trainer.optimizers[0]).__name__}"
+        losses = outputs["losses"].tolist()
+        first = trainer.global_step - len(losses)
+        for step, (loss, used) in enumerate(zip(losses, outputs["rates"], strict=True), first):
+            if (step + 1) % every == 0:
+                entry = {"train/loss": loss, rate: used, "epoch": trainer.current_epoch}
+                for logger in trainer.loggers:
+                    logger.log_metrics(entry, step=step)
+
+
 class SingleThread(Callback):
     """Train by one thread.
 

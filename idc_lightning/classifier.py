@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning
 import torch
@@ -26,6 +26,20 @@ from idc_lightning.models.batchnorm import adapt_batchnorm
 from idc_lightning.models.compiled import compile_backbone
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.optim import Steps, build_optimizer, build_scheduler
+
+
+class BlockOutput(TypedDict):
+    """What the n steps of a block gave.
+
+    Attributes:
+        loss: Of the last step, float32 [].
+        losses: Of each step, float32 [n].
+        rates: Learning rate of each step.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    rates: list[float]
 
 
 class IDCClassifier(lightning.LightningModule):
@@ -195,19 +209,22 @@ class IDCClassifier(lightning.LightningModule):
         logits: Tensor = self.network(image)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Loss of a batch of train; of a block of batches none, since all steps are taken here.
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | BlockOutput:
+        """Loss of a batch of train; of a block, whose steps are taken here, what each of them gave.
 
         Raises:
             IDCError: If the loss is no longer finite.
         """
-        if self.automatic_optimization:
-            loss = self._step(batch, batch_idx, "train")
-            self._check_finite(loss)
-        else:
-            loss = self._learn_block(batch, batch_idx)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["cell"]))
-        return loss if self.automatic_optimization else None
+        size = len(batch["cell"])
+        if not self.automatic_optimization:
+            output = self._learn_block(batch, batch_idx)
+            # `BlockCurves` logs it of more steps than the last one.
+            self.log("train/loss", output["loss"], prog_bar=True, logger=False, batch_size=size)
+            return output
+        loss = self._step(batch, batch_idx, "train")
+        self._check_finite(loss)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        return loss
 
     def learn_in_blocks(self, *, gradient_clip: float | None) -> None:
         """Take several steps in each `training_step`, one for each batch of a block.
@@ -221,11 +238,11 @@ class IDCClassifier(lightning.LightningModule):
         self.automatic_optimization = False
         self.gradient_clip = gradient_clip
 
-    def _learn_block(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Step for each batch of a block; returns the loss of the last one."""
+    def _learn_block(self, batch: Batch, batch_idx: int) -> BlockOutput:
+        """Step for each batch of a block."""
         optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
         assert not isinstance(scheduler, list)
-        losses = []
+        losses, rates = [], []
         # The head computes in float32 whatever the precision; Lightning calls this in a context
         # that would round its gradients.
         with torch.autocast(self.device.type, enabled=False):
@@ -234,13 +251,15 @@ class IDCClassifier(lightning.LightningModule):
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 self.configure_gradient_clipping(optimizer, self.gradient_clip)
+                rates.append(float(optimizer.param_groups[0]["lr"]))
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
                 losses.append(loss.detach())
         self._count_steps(len(losses))
-        self._check_finite(torch.stack(losses).sum())
-        return losses[-1]
+        block: BlockOutput = {"loss": losses[-1], "losses": torch.stack(losses), "rates": rates}
+        self._check_finite(block["losses"].sum())
+        return block
 
     def _count_steps(self, steps: int) -> None:
         """Tell Lightning of steps that it didn't take itself, which would cost a fifth of each."""

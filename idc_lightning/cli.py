@@ -26,6 +26,7 @@ from idc_lightning.conf_folder import conf_folder, describe
 from idc_lightning.config import AnyCommand, CommandConfig, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
+from idc_lightning.memory import keep_freed_memory
 
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
@@ -85,6 +86,7 @@ def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyC
     # Neither shells nor Hydra know a home folder after an equals sign.
     sys.argv = [re.sub(r"(?<==)~(?=/|$)", lambda _: str(Path.home()), word) for word in sys.argv]
     quiet()
+    keep_freed_memory()
 
     composed = False
 

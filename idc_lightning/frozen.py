@@ -29,6 +29,9 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BATCH = 512
 """Patches that are computed at once."""
 
+BLOCK = 50
+"""Steps of a head on features that are taken in one step of Lightning."""
+
 CHUNK = 16
 """Batches between two writes to the cache."""
 
@@ -53,7 +56,7 @@ def block_steps(config: Config) -> int:
     """
     if not config.learns_on_features or config.callbacks.ema_decay is not None:
         return 1
-    return config.trainer.log_every_n_steps
+    return BLOCK
 
 
 def compute_features(

@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfil
 
 from idc_lightning.callbacks import (
     AveragedWeights,
+    BlockCurves,
     Checkpoints,
     EpochLines,
     SingleThread,
@@ -57,16 +58,17 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
         devices=1,
         precision=resolve_precision(trainer, accelerator),
         max_epochs=trainer.epochs,
-        # Of a block of steps the module clips the gradients, and each call is worth an entry.
+        # Of a block of steps the module clips the gradients.
         gradient_clip_val=trainer.gradient_clip if block == 1 else None,
         deterministic=trainer.deterministic,
-        log_every_n_steps=trainer.log_every_n_steps if block == 1 else 1,
+        log_every_n_steps=trainer.log_every_n_steps,
         profiler=build_profiler(trainer),
         callbacks=build_callbacks(
             config.callbacks,
             folder,
             progress,
             logs=bool(loggers),
+            blocks=block > 1,
             single_thread=accelerator == "cpu" and config.learns_on_features,
         ),
         logger=loggers,
@@ -157,7 +159,13 @@ def progress_kind(config: CallbacksConfig, *, interactive: bool) -> str:
 
 
 def build_callbacks(
-    config: CallbacksConfig, folder: Path, progress: str, *, logs: bool, single_thread: bool = False
+    config: CallbacksConfig,
+    folder: Path,
+    progress: str,
+    *,
+    logs: bool,
+    blocks: bool = False,
+    single_thread: bool = False,
 ) -> list[Callback]:
     """Checkpoints, progress, and what else is configured.
 
@@ -166,6 +174,7 @@ def build_callbacks(
         folder: The run folder.
         progress: As of `progress_kind`.
         logs: Whether anything is logged.
+        blocks: Whether steps are taken in blocks.
         single_thread: Whether one thread trains.
     """
     callbacks: list[Callback] = [
@@ -192,7 +201,7 @@ def build_callbacks(
     if config.ema_decay is not None:
         callbacks.append(AveragedWeights(config.ema_decay))
     if logs:
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
+        callbacks.append(BlockCurves() if blocks else LearningRateMonitor(logging_interval="step"))
     if progress == "rich":
         callbacks.append(RichProgressBar(leave=True))
     if progress == "plain":
