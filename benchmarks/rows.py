@@ -40,6 +40,7 @@ from idc_lightning.data.sample import sample_patches
 JUDGED = ("dev", "test")
 
 GRID = (
+    "hydra/launcher=joblib",
     "model.head.dropout=0.3,0.4,0.5",
     "scheduler.max_lr=0.003,0.006,0.012,0.024",
     # Else the range test would set the rates.

@@ -85,14 +85,13 @@ def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyC
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Neither shells nor Hydra know a home folder after an equals sign.
     sys.argv = [re.sub(r"(?<==)~(?=/|$)", lambda _: str(Path.home()), word) for word in sys.argv]
-    quiet()
-    keep_freed_memory()
-
     composed = False
 
     def job(cfg: DictConfig) -> None:
         nonlocal composed
         composed = True
+        quiet()
+        keep_freed_memory()
         folder = Path(HydraConfig.get().runtime.output_dir)
         if (folder / "checkpoints").exists():
             fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))

@@ -296,10 +296,15 @@ def test_test_is_read_once_and_after_training(
     assert [entry for entry in asked if entry[0] == "test"] == [("test", True)]
 
 
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_sweep_gives_each_job_its_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    launcher: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ended = small_run(tmp_path, capsys, monkeypatch, "-m", *SMALL, "model.head.dropout=0.1,0.6")
+    jobs = ("-m", *SMALL, f"hydra/launcher={launcher}", "model.head.dropout=0.1,0.6")
+    ended = small_run(tmp_path, capsys, monkeypatch, *jobs)
     assert len(ended.left) == 1
     sweep = tmp_path / "outputs" / ended.left[0]
     rates = {}
