@@ -13,8 +13,10 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ProgressBar,
 )
+from torch.utils.hooks import RemovableHandle
 
 from idc_lightning.metrics import better
+from idc_lightning.models.network import PatchNetwork
 
 SHOWN = {
     "train/loss_epoch": "train loss",
@@ -90,28 +92,47 @@ class BlockCurves(Callback):
                     logger.log_metrics(entry, step=step)
 
 
-class SingleThread(Callback):
-    """Train by one thread.
+class SingleThreadHead(Callback):
+    """Train the head on a frozen backbone by one thread; the backbone takes all of them.
 
     Threads that share out a step of a small head wait for each other about as long as they compute,
-    and many times as long beside other work.
+    and many times as long beside other work. Sums that are shared out also round otherwise, so that
+    a head on stored features would learn other weights than one on images.
     """
 
     def __init__(self) -> None:
-        self._before = torch.get_num_threads()
+        self._all = torch.get_num_threads()
+        self._hooks: list[RemovableHandle] = []
 
-    def on_train_start(self, *_: Any) -> None:  # noqa: ANN401
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         """Begin with it, after what is computed for training."""
-        self._before = torch.get_num_threads()
+        network = pl_module.network
+        assert isinstance(network, PatchNetwork)
+        self._all = torch.get_num_threads()
+        # An image is normalised first; a hook on the backbone itself would be compiled with it.
+        self._hooks = [
+            network.normalize.register_forward_pre_hook(
+                lambda *_: torch.set_num_threads(self._all)
+            ),
+            network.head.register_forward_pre_hook(lambda *_: torch.set_num_threads(1)),
+        ]
         torch.set_num_threads(1)
 
     def on_train_end(self, *_: Any) -> None:  # noqa: ANN401
         """Take as many threads as before."""
-        torch.set_num_threads(self._before)
+        self._restore()
 
     def on_exception(self, *_: Any) -> None:  # noqa: ANN401
         """Likewise, if training is stopped."""
-        torch.set_num_threads(self._before)
+        self._restore()
+
+    def _restore(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        torch.set_num_threads(self._all)
 
 
 class AveragedWeights(EMAWeightAveraging):

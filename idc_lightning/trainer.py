@@ -19,7 +19,7 @@ from idc_lightning.callbacks import (
     BlockCurves,
     Checkpoints,
     EpochLines,
-    SingleThread,
+    SingleThreadHead,
     Throughput,
 )
 from idc_lightning.config import (
@@ -69,7 +69,7 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
             progress,
             logs=bool(loggers),
             blocks=block > 1,
-            single_thread=accelerator == "cpu" and config.learns_on_features,
+            single_thread_head=accelerator == "cpu" and config.model.freeze_backbone,
         ),
         logger=loggers,
         enable_progress_bar=progress != "none",
@@ -165,7 +165,7 @@ def build_callbacks(
     *,
     logs: bool,
     blocks: bool = False,
-    single_thread: bool = False,
+    single_thread_head: bool = False,
 ) -> list[Callback]:
     """Checkpoints, progress, and what else is configured.
 
@@ -175,7 +175,7 @@ def build_callbacks(
         progress: As of `progress_kind`.
         logs: Whether anything is logged.
         blocks: Whether steps are taken in blocks.
-        single_thread: Whether one thread trains.
+        single_thread_head: Whether one thread trains the head.
     """
     callbacks: list[Callback] = [
         Checkpoints(
@@ -185,8 +185,8 @@ def build_callbacks(
         ),
         Throughput(),
     ]
-    if single_thread:
-        callbacks.append(SingleThread())
+    if single_thread_head:
+        callbacks.append(SingleThreadHead())
     if config.lr_range_test is not None:
         callbacks.append(LRRangeTest(config.lr_range_test, folder, bar=progress == "rich"))
     if config.early_stopping is not None:

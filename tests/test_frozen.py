@@ -6,14 +6,16 @@ import pandas as pd
 import pytest
 import torch
 from helpers_model import TINY, config_of, write_tissue
+from torch import Tensor, nn
 
 from idc_lightning import classifier, frozen
 from idc_lightning.data.features import Features
 from idc_lightning.frozen import compute_features, features_note
 from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.models.network import Head, Normalize
 from idc_lightning.train import train
 
-FROZEN = ("model.freeze_backbone=true", "model.head.dropout=0", "logger=default", "report=none")
+FROZEN = ("model.freeze_backbone=true", "logger=default", "report=none")
 
 SMALL = ("trainer.log_every_n_steps=2", "data.batch_size=4")
 
@@ -57,6 +59,39 @@ def test_the_head_learns_in_float32_whatever_the_precision(
     full, mixed = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs)
     for name, value in full.items():
         assert torch.equal(mixed[name], value), name
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+@pytest.mark.parametrize("stops", [False, True])
+def test_one_thread_trains_the_head_and_all_work_otherwise(
+    mode: str, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(kind: type[nn.Module]) -> None:
+        forward = kind.forward
+
+        def counting(self: nn.Module, given: Tensor) -> Tensor:
+            training = torch.is_grad_enabled() or kind is not Head
+            threads.setdefault((kind, training), set()).add(torch.get_num_threads())
+            if stops and kind is Head:
+                raise ValueError("stopped")
+            return forward(self, given)
+
+        monkeypatch.setattr(kind, "forward", counting)
+
+    threads: dict[tuple[type[nn.Module], bool], set[int]] = {}
+    watched(Head)
+    watched(Normalize)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="stopped") if stops else nullcontext():
+            trained(tmp_path, f"data.features={mode}", "trainer.epochs=1")
+        assert torch.get_num_threads() == 2
+        assert threads[Head, True] == {1}
+        assert threads[Normalize, True] == {2}
+        assert stops or 2 in threads[Head, False]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_features_are_computed_once_for_all_runs(

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -301,29 +300,6 @@ def test_the_last_is_written_at_the_end_and_not_too_often_before(
     fit(tmp_path, build_callbacks(config, tmp_path, "none", logs=False), "dev/f1", [0.9, 0, 0, 0])
     assert names.count("last.ckpt") == written
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
-
-
-@pytest.mark.parametrize("stops", [False, True])
-def test_one_thread_trains_and_all_work_afterwards(tmp_path: Path, stops: bool) -> None:
-    class Watcher(Callback):
-        def on_train_batch_end(self, *_: object) -> None:
-            seen.append(torch.get_num_threads())
-            if stops:
-                raise ValueError("stopped")
-
-    seen: list[int] = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        callbacks = build_callbacks(
-            callbacks_config(), tmp_path, "none", logs=False, single_thread=True
-        )
-        with pytest.raises(ValueError, match="stopped") if stops else nullcontext():
-            fit(tmp_path, [*callbacks, Watcher()], "dev/f1", [0.5])
-        assert set(seen) == {1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 EARLY = ("callbacks=early_stopping", "callbacks.checkpoint.monitor=dev/loss")
