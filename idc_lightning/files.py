@@ -44,6 +44,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
+def in_units(size: float) -> str:
+    """A number of bytes for people, at least 1 MB."""
+    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Give a temporary name, to be written in the block and renamed to ``path`` at its end.

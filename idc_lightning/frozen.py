@@ -20,6 +20,7 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.features import FOLDER, FORMAT, FeatureCache, Features
 from idc_lightning.data.views import possible_views, viewed
 from idc_lightning.errors import IDCError
+from idc_lightning.files import in_units
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.progress import watched
 
@@ -130,7 +131,7 @@ def _announce(
     count = sum(len(rows) for rows in lacking.values())
     size = count * cache.shape[1] * dtype.itemsize
     print(
-        f"computing the frozen backbone once: {count:,} views of patches, {size / 1e9:.2g} GB in "
+        f"computing the frozen backbone once: {count:,} views of patches, {in_units(size)} in "
         f"{cache.folder}",
         flush=True,
     )

@@ -8,11 +8,11 @@ from idc_lightning.config import PrepareConfig
 from idc_lightning.data.features import FOLDER as FEATURES
 from idc_lightning.data.health import find_problems, what_stops_training
 from idc_lightning.data.index import read_index
-from idc_lightning.data.pack import STORES, Stored, in_units, stored_packs
+from idc_lightning.data.pack import STORES, Stored, stored_packs
 from idc_lightning.data.source import find_source
 from idc_lightning.data.store import open_store
 from idc_lightning.errors import IDCError
-from idc_lightning.files import locked, write_text
+from idc_lightning.files import in_units, locked, write_text
 from idc_lightning.results.summary import console, health_table
 
 

@@ -120,7 +120,7 @@ def test_patches_that_need_more_than_half_of_a_gpu_stay_away_or_stop_the_run(
     size = len(store.table) * PATCH * PATCH * 3
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * size - 2, 100 * size))
     assert resident_pixels(store, GPU, "auto") is None
-    with told("data.device_resident=on", "0.00028 GB", "data.device_resident=auto"):
+    with told("data.device_resident=on", "on: 1 MB", "data.device_resident=auto"):
         resident_pixels(store, GPU, "on")
 
 

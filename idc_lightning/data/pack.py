@@ -21,7 +21,7 @@ import pandas as pd
 from idc_lightning.data.decode import WHITE, decode, digest, is_blank, stretch
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
-from idc_lightning.files import locked, remade, write_text
+from idc_lightning.files import in_units, locked, remade, write_text
 from idc_lightning.processes import share_out
 from idc_lightning.progress import watched
 
@@ -290,11 +290,6 @@ def _pack(folder: Path, root: Path, paths: list[str]) -> None:
             _write(partial, root, paths)
     except OSError as error:
         raise _cannot_write(folder, error) from error
-
-
-def in_units(size: float) -> str:
-    """A number of bytes for people, at least 1 MB."""
-    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
 
 
 def _foretold(root: Path, paths: list[str]) -> float:

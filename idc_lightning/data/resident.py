@@ -9,6 +9,7 @@ from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
+from idc_lightning.files import in_units
 
 CHUNK = 4096
 """Patches that are sent at a time."""
@@ -43,7 +44,7 @@ def resident_pixels(
         if wanted == "auto":
             return None
         raise IDCError(
-            f"data.device_resident=on: {size / 1e9:.2g} GB of patches don't fit into half of the "
+            f"data.device_resident=on: {in_units(size)} of patches don't fit into half of the "
             "GPU's free memory: take data.device_resident=auto"
         )
     pixels = torch.full((count + 1, PATCH, PATCH, 3), WHITE, dtype=torch.uint8, device=device)
