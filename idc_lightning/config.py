@@ -121,6 +121,23 @@ class StratifiedSplitConfig(Section):
         return self
 
 
+class KFoldSplitConfig(Section):
+    """One of several folds of patients for test, the next one for dev, all others for train."""
+
+    name: Literal["kfold"]
+    folds: Annotated[Count, Field(ge=3)]
+    fold: Annotated[int, Field(ge=0, strict=True)]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _has_the_fold(self) -> "KFoldSplitConfig":
+        if self.fold >= self.folds:
+            raise ValueError(
+                f"fold={self.fold} is none of {self.folds} folds, which are 0 to {self.folds - 1}"
+            )
+        return self
+
+
 class NotebookSplitConfig(Section):
     """Two calls of scikit-learn's train_test_split, as in the notebook."""
 
@@ -356,7 +373,11 @@ class InputConfig(Section):
 
 AnyData = Annotated[DemoDataConfig | IDCDataConfig, Field(discriminator="name")]
 AnySplit = Annotated[
-    StratifiedSplitConfig | NotebookSplitConfig | CruzRoaSplitConfig | FileSplitConfig,
+    StratifiedSplitConfig
+    | KFoldSplitConfig
+    | NotebookSplitConfig
+    | CruzRoaSplitConfig
+    | FileSplitConfig,
     Field(discriminator="name"),
 ]
 AnyOptimizer = Annotated[SGDConfig | AdamWConfig, Field(discriminator="name")]

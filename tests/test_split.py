@@ -167,6 +167,58 @@ def test_stratified_does_without_idc() -> None:
     assert sizes_of(splits) == {"train": 6, "dev": 2, "test": 2}
 
 
+def folds_of(table: pd.DataFrame, folds: int = 5, seed: int = 0) -> list[pd.Series]:
+    """The split of each fold."""
+    return [
+        split_patients(table, split_config("kfold", folds=folds, fold=fold, seed=seed))
+        for fold in range(folds)
+    ]
+
+
+@given(count=st.integers(3, 40), folds=st.integers(3, 8), seed=st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_kfold_puts_each_patient_into_test_and_dev_once(count: int, folds: int, seed: int) -> None:
+    table = cohort(count, seed)
+    if count < folds:
+        with told(f"too few patients for split=kfold: {count} ", f"{folds} folds", "split=file"):
+            folds_of(table, folds, seed)
+        return
+    splits = pd.DataFrame(folds_of(table, folds, seed))
+    assert (splits == "test").sum().eq(1).all()
+    assert (splits == "dev").sum().eq(1).all()
+    sizes = (splits == "test").sum(axis=1)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_kfold_resembles_the_whole_more_than_random_folds() -> None:
+    for table in (cohort(32), cohort(279)):
+        even = np.mean([unevenness(table, split) for split in folds_of(table)], axis=0)
+        shuffled = patients_of(table).sample(frac=1, random_state=0).index
+        random = [
+            pd.Series(
+                np.select([np.arange(len(shuffled)) % 5 == fold], ["test"], "train"), shuffled
+            ).sort_index()
+            for fold in range(5)
+        ]
+        for split in random:
+            split[split.index[split == "train"][::4]] = "dev"
+        assert (even < np.mean([unevenness(table, split) for split in random], axis=0) / 2).all()
+
+
+def test_kfold_follows_its_seed_only() -> None:
+    table = cohort(60)
+    first = folds_of(table, seed=1)
+    again = folds_of(table.sample(frac=1, random_state=0), seed=1)
+    for one, other in zip(first, again, strict=True):
+        pd.testing.assert_series_equal(one, other)
+    assert not folds_of(table, seed=2)[0].equals(first[0])
+
+
+def test_kfold_knows_its_folds() -> None:
+    with told("split", "fold=5 is none of 5 folds", "0 to 4"):
+        split_config("kfold", fold=5)
+
+
 def test_cruz_roa_2014_on_the_real_patients(real: pd.DataFrame) -> None:
     config = split_config("cruz_roa_2014")
     splits = split_patients(real, config)

@@ -20,6 +20,7 @@ from idc_lightning.config import (
     AnySplit,
     CruzRoaSplitConfig,
     FileSplitConfig,
+    KFoldSplitConfig,
     NotebookSplitConfig,
     StratifiedSplitConfig,
 )
@@ -98,8 +99,6 @@ def stratified(patients: pd.DataFrame, config: StratifiedSplitConfig) -> pd.Seri
     if count - sum(sizes.values()) < 1:
         raise _too_few(config.name, count, "can't be divided in three")
     row = _row_of_alike(patients, classes=max(1, round(min(sizes.values()) ** 0.5)))
-    patches = patients["patches"].to_numpy()
-    idc = patches * patients["idc"].to_numpy()
     generator = np.random.default_rng(config.seed)
     best, least = np.empty(0), np.inf
     for _ in range(CANDIDATES):
@@ -109,18 +108,49 @@ def stratified(patients: pd.DataFrame, config: StratifiedSplitConfig) -> pd.Seri
             taken = np.array([generator.choice(piece) for piece in np.array_split(left, size)])
             labels[taken] = name
             left = left[~np.isin(left, taken)]
-        unevenness = 0.0
-        for name in NAMES:
-            here = labels == name
-            unevenness += abs(patches[here].mean() / patches.mean() - 1)
-            unevenness += (
-                abs(idc[here].sum() / patches[here].sum() * patches.sum() / idc.sum() - 1)
-                if idc.any()
-                else 0.0
-            )
+        unevenness = _unevenness(patients, labels)
         if unevenness < least:
             best, least = labels, unevenness
     return pd.Series(best, index=patients.index)
+
+
+def kfold(patients: pd.DataFrame, config: KFoldSplitConfig) -> pd.Series:
+    """Take one of several folds of the patients for test, the next one for dev.
+
+    With ``fold`` from 0 to ``folds - 1`` each patient is in test once and in dev once. Folds are
+    made as even as the splits of `stratified`: of each piece of the row of alike patients every
+    fold gets one, and the most even of `CANDIDATES` draws is kept. It doesn't depend on ``fold``.
+    """
+    count = len(patients)
+    if count < config.folds:
+        raise _too_few(config.name, count, f"can't be divided into {config.folds} folds")
+    row = _row_of_alike(patients, classes=max(1, round((count / config.folds) ** 0.5)))
+    generator = np.random.default_rng(config.seed)
+    best, least = np.empty(0), np.inf
+    for _ in range(CANDIDATES):
+        folds = np.empty(count, dtype=int)
+        for start in range(0, count, config.folds):
+            piece = row[start : start + config.folds]
+            folds[piece] = generator.permutation(config.folds)[: len(piece)]
+        unevenness = _unevenness(patients, folds)
+        if unevenness < least:
+            best, least = folds, unevenness
+    dev = (config.fold + 1) % config.folds
+    labels = np.select([best == config.fold, best == dev], ["test", "dev"], "train")
+    return pd.Series(labels, index=patients.index)
+
+
+def _unevenness(patients: pd.DataFrame, labels: np.ndarray) -> float:
+    """How much parts differ from the whole in patches per patient and in IDC share, summed."""
+    patches = patients["patches"].to_numpy()
+    idc = patches * patients["idc"].to_numpy()
+    found = 0.0
+    for name in np.unique(labels):
+        here = labels == name
+        found += abs(patches[here].mean() / patches.mean() - 1)
+        if idc.any():
+            found += abs(idc[here].sum() / patches[here].sum() * patches.sum() / idc.sum() - 1)
+    return found
 
 
 def _row_of_alike(patients: pd.DataFrame, classes: int) -> np.ndarray:
@@ -186,6 +216,7 @@ def from_file(patients: pd.DataFrame, config: FileSplitConfig) -> pd.Series:
 
 SPLITS: dict[str, Callable[[pd.DataFrame, Any], pd.Series]] = {
     "stratified": stratified,
+    "kfold": kfold,
     "notebook": notebook,
     "cruz_roa_2014": cruz_roa_2014,
     "file": from_file,
