@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
@@ -39,27 +40,32 @@ def share_out(
         fork: Whether processes are copies of this one where the system makes them (Linux), which
             spares them the imports.
 
-    Yields:
-        What each call returns, in the order of the calls.
+    Returns:
+        What each call returns, in the order of the calls. Processes begin with the first of them at
+        once, so that this process can do other work before it takes the results.
 
     Raises:
-        IDCError: If a process is killed.
+        IDCError: If a process is killed, when its result is taken.
     """
     if alone:
-        for call in calls:
-            yield function(*call)
-        return
+        return (function(*call) for call in calls)
     context = get_context("fork" if fork and sys.platform == "linux" else "spawn")
     workers = os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        waiting: deque[Future[T]] = deque()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    submitted = (pool.submit(function, *call) for call in calls)
+    begun = deque(islice(submitted, AHEAD * workers))
+    return _results(pool, begun, submitted, did)
+
+
+def _results(
+    pool: ProcessPoolExecutor, begun: deque[Future[T]], submitted: Iterator[Future[T]], did: str
+) -> Iterator[T]:
+    """Results in order; for each that is taken another call is submitted."""
+    with pool:
         try:
-            for call in calls:
-                waiting.append(pool.submit(function, *call))
-                if len(waiting) > AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            while begun:
+                begun.extend(islice(submitted, 1))
+                yield begun.popleft().result()
         except BrokenProcessPool as error:
             raise IDCError(
                 f"a process that {did} was stopped, perhaps for want of memory: start again with "

@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers_model import told
@@ -55,6 +56,15 @@ def test_calls_are_taken_a_few_ahead() -> None:
     assert next(results) == 0
     assert len(taken) <= AHEAD * (os.cpu_count() or 1) + 1
     results.close()
+
+
+def test_processes_begin_before_results_are_taken(tmp_path: Path) -> None:
+    made = share_out(Path.touch, [(tmp_path / "made",)], "touched", alone=False, fork=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "made").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert list(made) == [None]
 
 
 def test_an_exception_reaches_the_caller() -> None:

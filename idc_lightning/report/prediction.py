@@ -82,19 +82,14 @@ def _sections(figures: Path, predicted: Predicted, config: ReportConfig) -> Iter
         ],
     )
     names = chosen(predicted.patients["patient_id"], config.patients)
-    yield Section(
-        "Landscapes",
-        "",
-        landscapes(
-            figures / "landscapes",
-            predicted.predictions,
-            predicted.store,
-            names,
-            prefix="patient",
-            microns=predicted.microns,
-            threshold=predicted.threshold,
-        ),
+    drawn = landscapes(
+        figures / "landscapes",
+        {"patient": (predicted.predictions, names)},
+        predicted.store,
+        microns=predicted.microns,
+        threshold=predicted.threshold,
     )
+    yield Section("Landscapes", "", list(drawn["patient"]))
     judgement = predicted.judgement
     if judgement is not None:
         yield numbers(judgement)

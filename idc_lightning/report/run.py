@@ -78,26 +78,26 @@ def write_run_report(folder: Path, judged: Judged, config: ReportConfig) -> list
 
 def _sections(figures: Path, judged: Judged, config: ReportConfig) -> Iterator[Section]:
     judgement = judged.judgement
+    wanted = {
+        split: (judgement.predictions[split], chosen(table["patient_id"], config.patients))
+        for split, table in judgement.patients.items()
+    }
+    # They take longest, and the other pictures are drawn meanwhile.
+    drawn = landscapes(
+        figures / "landscapes",
+        wanted,
+        judged.store,
+        microns=judged.microns,
+        threshold=judgement.decision.threshold,
+    )
     yield numbers(judgement)
     if judged.training:
         yield Section("Training", "", judged.training)
     yield decisions(figures, judgement)
     yield by_patient(figures, judgement, microns=judged.microns)
     yield from worst(figures, judgement, judged.store, count=config.gallery)
-    for split, table in judgement.patients.items():
-        names = chosen(table["patient_id"], config.patients)
+    for split, (_, names) in wanted.items():
         if names:
-            yield Section(
-                f"Landscapes of {split}",
-                "The worst patients (by F1) first.",
-                landscapes(
-                    figures / "landscapes",
-                    judgement.predictions[split],
-                    judged.store,
-                    names,
-                    prefix=split,
-                    microns=judged.microns,
-                    threshold=judgement.decision.threshold,
-                ),
-            )
+            title = f"Landscapes of {split}"
+            yield Section(title, "The worst patients (by F1) first.", list(drawn[split]))
     yield statements("Model card", judged.card)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -193,39 +194,55 @@ def worst(figures: Path, judgement: Judgement, store: Store, *, count: int) -> I
 
 def landscapes(
     figures: Path,
-    predictions: pd.DataFrame,
+    wanted: Mapping[str, tuple[pd.DataFrame, Sequence[str]]],
     store: Store,
-    patients: Iterable[str],
     *,
-    prefix: str,
     microns: float,
     threshold: float,
-) -> list[Picture]:
-    """Draw the landscapes of patients, in this order, as far as they can be drawn.
+) -> dict[str, Iterator[Picture]]:
+    """Begin to draw the landscapes of patients, as far as they can be drawn.
+
+    Other processes draw while this one goes on.
 
     Args:
         figures: Folder of the pictures.
-        predictions: Of these patients, indexed by row numbers of the store.
+        wanted: By what the names of the files begin with: predictions, indexed by row numbers of
+            the store, and which of their patients are drawn.
         store: Pixels.
-        patients: Their names.
-        prefix: What the names of the files begin with.
         microns: Width of a pixel in µm.
         threshold: Probability from which a patch counts as IDC.
+
+    Returns:
+        Pictures by the same names, to be taken in the same order.
     """
-    rows = predictions.groupby("patient_id", sort=False)
-    slides = [slide_of(name, rows.get_group(name), microns) for name in patients]
-    drawn = [slide for slide in slides if slide.drawable]
+    slides = {
+        prefix: _drawable(predictions, patients, microns)
+        for prefix, (predictions, patients) in wanted.items()
+    }
     calls = (
         (
             figures / f"{prefix}_{safe_name(slide.patient_id)}.png",
             slide,
-            store.read(rows.get_group(slide.patient_id).index),
-            rows.get_group(slide.patient_id),
+            store.read(rows.index),
+            rows,
         )
-        for slide in drawn
+        for prefix, of_prefix in slides.items()
+        for slide, rows in of_prefix
     )
+    few = sum(map(len, slides.values())) <= FEW
     draw = partial(draw_landscape, threshold=threshold)
-    return list(share_out(draw, calls, "drew landscapes", alone=len(drawn) <= FEW, fork=True))
+    pictures = share_out(draw, calls, "drew landscapes", alone=few, fork=True)
+    return {prefix: islice(pictures, len(of_prefix)) for prefix, of_prefix in slides.items()}
+
+
+def _drawable(
+    predictions: pd.DataFrame, patients: Iterable[str], microns: float
+) -> list[tuple[Slide, pd.DataFrame]]:
+    """Slides that can be drawn, with their predictions."""
+    by_patient = predictions.groupby("patient_id", sort=False)
+    rows = {name: by_patient.get_group(name) for name in patients}
+    slides = [(slide_of(name, of_slide, microns), of_slide) for name, of_slide in rows.items()]
+    return [(slide, of_slide) for slide, of_slide in slides if slide.drawable]
 
 
 def statements(title: str, values: Mapping[str, str]) -> Section:
