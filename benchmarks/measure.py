@@ -31,7 +31,10 @@ MATRICES = (1024, 2048, 3072, 4096)
 """Sides of the matrices of which the best rate is the chip's."""
 
 INTERVAL = 0.05
-"""Seconds between two looks at a process's memory."""
+"""Seconds between two looks at a process's memory, at least."""
+
+REST = 20
+"""Times as long as a look at it took, likewise."""
 
 KEPT = 20
 """Last lines that a failed child process's message shows."""
@@ -214,10 +217,9 @@ def run_part(part: str, *arguments: str) -> Ended:
 class MemoryWatch:
     """Look at the memory of a process and its children, until the block ends.
 
-    Memory is what belongs to no file (RssAnon) or to shared memory (RssShmem), of which Linux can
+    Memory is what belongs to no file (Pss_Anon) or to shared memory (Pss_Shmem), of which Linux can
     give nothing back; pages of mapped files are left out, since it drops them when it needs room.
-    Pages that a forked child still shares with its parent count for both, so that the sum is
-    rather too high.
+    A page that a forked child still shares with its parent counts once.
 
     Args:
         pid: The process.
@@ -244,10 +246,14 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while True:
-            held = [_memory(pid) for pid in _family(self.pid)]
-            self.peak = max(self.peak, sum(now["RssAnon"] + now["RssShmem"] for now in held))
-            self.maxrss = max(self.maxrss, *(now["VmHWM"] for now in held), 0)
-            if self._over.wait(INTERVAL):
+            began = time.perf_counter()
+            family = _family(self.pid)
+            held = [_sizes(f"{pid}/smaps_rollup", "Pss_Anon", "Pss_Shmem") for pid in family]
+            self.peak = max(self.peak, sum(map(sum, held)))
+            whole = [_sizes(f"{pid}/status", "VmHWM") for pid in family]
+            self.maxrss = max(self.maxrss, *map(sum, whole), 0)
+            # Linux passes all pages for it, which shall not slow down what is measured.
+            if self._over.wait(max(INTERVAL, REST * (time.perf_counter() - began))):
                 return
 
 
@@ -260,14 +266,10 @@ def _family(pid: int) -> list[int]:
     return family
 
 
-def _memory(pid: int) -> dict[str, int]:
-    """Bytes by Linux's names of them; zero of a process that has ended."""
-    found = dict.fromkeys(("RssAnon", "RssShmem", "VmHWM"), 0)
-    for line in _content(Path(f"/proc/{pid}/status")).splitlines():
-        name, _, value = line.partition(":")
-        if name in found:
-            found[name] = int(value.split()[0]) * 1024
-    return found
+def _sizes(file: str, *names: str) -> list[int]:
+    """Bytes by Linux's names of them, from a file of /proc; none of a process that has ended."""
+    lines = [line.partition(":") for line in _content(Path("/proc", file)).splitlines()]
+    return [int(value.split()[0]) * 1024 for name, _, value in lines if name in names]
 
 
 def _content(path: Path) -> str:

@@ -183,7 +183,7 @@ def test_ways_alternate_after_a_turn_that_warms_up() -> None:
 
 
 HOLD = """
-import sys, time
+import os, sys, time
 held = bytearray(int(sys.argv[1]))
 held[::4096] = b"x" * len(held[::4096])
 time.sleep(0.5)
@@ -205,17 +205,20 @@ def test_memory_counts_what_a_process_and_its_child_allocate_but_no_mapped_file(
     )
     big = tmp_path / "big"
     big.write_bytes(bytes(100_000_000))
-    little, much, below, mapped = (
+    (tmp_path / "forked.py").write_text(HOLD.replace("time.sleep", "os.fork(); time.sleep"))
+    little, much, below, mapped, forked = (
         watched(tmp_path / name, *given)
         for name, given in [
             ("hold.py", ["1000"]),
             ("hold.py", ["100000000"]),
             ("parent.py", []),
             ("mapped.py", [str(big)]),
+            ("forked.py", ["100000000"]),
         ]
     )
     assert 90e6 < much.peak - little.peak < 120e6
     assert 90e6 < below.peak - little.peak < 120e6
+    assert 90e6 < forked.peak - little.peak < 120e6
     assert mapped.peak < little.peak + 60e6
     assert mapped.maxrss > 100e6
 
