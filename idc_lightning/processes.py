@@ -1,5 +1,6 @@
 """Work shared out among processes that end with their parent."""
 
+import gc
 import os
 import signal
 import sys
@@ -53,6 +54,8 @@ def share_out(
     workers = os.cpu_count() or 1
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     submitted = (pool.submit(function, *call) for call in calls)
+    # A search for garbage would write to all objects, and so divide the memory that copies share.
+    gc.freeze()
     begun = deque(islice(submitted, AHEAD * workers))
     return _results(pool, begun, submitted, did)
 
@@ -74,6 +77,8 @@ def _results(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            gc.unfreeze()
 
 
 def _end_with_parent() -> None:

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ def test_results_come_in_the_order_of_the_calls(fork: bool) -> None:
     calls = [(number,) for number in range(30)]
     found = list(share_out(slow_if_first, calls, "slept", alone=False, fork=fork))
     assert found == [10 * number for number in range(30)]
+    assert gc.get_freeze_count() == 0
 
 
 def test_calls_are_taken_a_few_ahead() -> None:
