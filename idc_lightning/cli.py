@@ -90,6 +90,7 @@ def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyC
     def job(cfg: DictConfig) -> None:
         nonlocal composed
         composed = True
+        # Here, since a launcher may run the job in another process.
         quiet()
         keep_freed_memory()
         folder = Path(HydraConfig.get().runtime.output_dir)

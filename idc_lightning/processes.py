@@ -46,26 +46,34 @@ def share_out(
         once, so that this process can do other work before it takes the results.
 
     Raises:
-        IDCError: If a process is killed, when its result is taken.
+        IDCError: If a process is killed.
     """
     if alone:
         return (function(*call) for call in calls)
     context = get_context("fork" if fork and sys.platform == "linux" else "spawn")
     workers = os.cpu_count() or 1
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    submitted = (pool.submit(function, *call) for call in calls)
-    # A search for garbage would write to all objects, and so divide the memory that copies share.
-    gc.freeze()
-    begun = deque(islice(submitted, AHEAD * workers))
-    return _results(pool, begun, submitted, did)
+    results = _results(pool, function, calls, did, ahead=AHEAD * workers)
+    next(results)  # begin
+    return results
 
 
 def _results(
-    pool: ProcessPoolExecutor, begun: deque[Future[T]], submitted: Iterator[Future[T]], did: str
-) -> Iterator[T]:
-    """Results in order; for each that is taken another call is submitted."""
+    pool: ProcessPoolExecutor,
+    function: Callable[..., T],
+    calls: Iterable[tuple[Any, ...]],
+    did: str,
+    *,
+    ahead: int,
+) -> Iterator[Any]:
+    """None once the first calls are submitted, then the results in order."""
+    submitted = (pool.submit(function, *call) for call in calls)
+    # A search for garbage would write to all objects, and so divide the memory that copies share.
+    gc.freeze()
     with pool:
         try:
+            begun: deque[Future[T]] = deque(islice(submitted, ahead))
+            yield None
             while begun:
                 begun.extend(islice(submitted, 1))
                 yield begun.popleft().result()

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -99,19 +100,17 @@ def stratified(patients: pd.DataFrame, config: StratifiedSplitConfig) -> pd.Seri
     if count - sum(sizes.values()) < 1:
         raise _too_few(config.name, count, "can't be divided in three")
     row = _row_of_alike(patients, classes=max(1, round(min(sizes.values()) ** 0.5)))
-    generator = np.random.default_rng(config.seed)
-    best, least = np.empty(0), np.inf
-    for _ in range(CANDIDATES):
+
+    def draw(generator: np.random.Generator) -> np.ndarray:
         labels = np.full(count, "train", dtype=object)
         left = row
         for name, size in sizes.items():
             taken = np.array([generator.choice(piece) for piece in np.array_split(left, size)])
             labels[taken] = name
             left = left[~np.isin(left, taken)]
-        unevenness = _unevenness(patients, labels)
-        if unevenness < least:
-            best, least = labels, unevenness
-    return pd.Series(best, index=patients.index)
+        return labels
+
+    return pd.Series(_most_even(patients, draw, config.seed), index=patients.index)
 
 
 def kfold(patients: pd.DataFrame, config: KFoldSplitConfig) -> pd.Series:
@@ -125,19 +124,27 @@ def kfold(patients: pd.DataFrame, config: KFoldSplitConfig) -> pd.Series:
     if count < config.folds:
         raise _too_few(config.name, count, f"can't be divided into {config.folds} folds")
     row = _row_of_alike(patients, classes=max(1, round((count / config.folds) ** 0.5)))
-    generator = np.random.default_rng(config.seed)
-    best, least = np.empty(0), np.inf
-    for _ in range(CANDIDATES):
+
+    def draw(generator: np.random.Generator) -> np.ndarray:
         folds = np.empty(count, dtype=int)
         for start in range(0, count, config.folds):
             piece = row[start : start + config.folds]
             folds[piece] = generator.permutation(config.folds)[: len(piece)]
-        unevenness = _unevenness(patients, folds)
-        if unevenness < least:
-            best, least = folds, unevenness
+        return folds
+
+    folds = _most_even(patients, draw, config.seed)
     dev = (config.fold + 1) % config.folds
-    labels = np.select([best == config.fold, best == dev], ["test", "dev"], "train")
+    labels = np.select([folds == config.fold, folds == dev], ["test", "dev"], "train")
     return pd.Series(labels, index=patients.index)
+
+
+def _most_even(
+    patients: pd.DataFrame, draw: Callable[[np.random.Generator], np.ndarray], seed: int
+) -> np.ndarray:
+    """Of `CANDIDATES` labels of the patients, those whose parts differ least from the whole."""
+    generator = np.random.default_rng(seed)
+    candidates = (draw(generator) for _ in range(CANDIDATES))
+    return min(candidates, key=partial(_unevenness, patients))
 
 
 def _unevenness(patients: pd.DataFrame, labels: np.ndarray) -> float:
