@@ -17,7 +17,7 @@ from idc_lightning.errors import IDCError
 
 T = TypeVar("T")
 
-AHEAD = 4
+AHEAD = 2
 """Calls that wait for each process, so that none is idle while a long one ends."""
 
 

@@ -7,7 +7,7 @@ import pytest
 FAULTS = """
 import resource
 import numpy as np
-from idc_lightning.memory import keep_freed_memory
+from idc_lightning.memory import keep_freed_memory, return_freed_memory
 
 {first}
 def use():
@@ -22,10 +22,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs mallopt of glibc")
-def test_freed_blocks_are_used_again() -> None:
-    kept, returned = (
+def test_freed_blocks_are_used_again_until_they_shall_be_returned() -> None:
+    kept, returned, returned_again = (
         int(subprocess.check_output([sys.executable, "-c", FAULTS.format(first=first)], text=True))
-        for first in ("keep_freed_memory()", "")
+        for first in ("keep_freed_memory()", "", "keep_freed_memory(); return_freed_memory()")
     )
     assert kept < 100
     assert returned > 20 * kept
+    assert returned_again > 20 * kept
