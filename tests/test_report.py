@@ -358,12 +358,22 @@ def test_a_section_is_written_before_the_next_is_made(page: Path, tmp_path: Path
     assert shown == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
+def test_each_picture_of_a_section_stands_at_its_own_place(page: Path, tmp_path: Path) -> None:
+    items: list[Picture | DataTable] = []
+    for level in range(0, 240, 20):
+        path = painted(tmp_path / f"{level}.png", f"rgb({level}, {level}, {level})")
+        items += [DataTable(f"T{level}", "", pd.DataFrame()), Picture(path, f"P{level}", "")]
+    figures = written(page, *items).all("figure")
+    levels = [decoded(figure.all("img")[0])[0, 0, 0] for figure in figures[1::2]]
+    assert levels == list(range(0, 240, 20))
+
+
 def test_pictures_are_never_all_in_memory(page: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     written(page)  # loads what is loaded once
     peaks = []
-    for count in (2, 20):
+    for count in (8, 40):  # above the number that are read ahead
         items = [Picture(tmp_path / "noise.png", "Noise", "")] * count
         tracemalloc.start()
         write_report(page, title="T", facts={}, sections=[Section("Part", "", items)])
