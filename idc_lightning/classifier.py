@@ -222,7 +222,10 @@ class IDCClassifier(lightning.LightningModule):
             self.log("train/loss", output["loss"], prog_bar=True, logger=False, batch_size=size)
             return output
         loss = self._step(batch, batch_idx, "train")
-        self._check_finite(loss)
+        # A GPU has to be waited for; a loss that isn't finite stays so until the next look.
+        waits = loss.device.type != "cpu"
+        if not waits or self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._check_finite(loss)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         return loss
 
@@ -248,11 +251,8 @@ class IDCClassifier(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             for number, part in enumerate(split_block(batch, self.data.batch_size)):
                 loss = self._step(part, batch_idx + number, "train")
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                self.configure_gradient_clipping(optimizer, self.gradient_clip)
                 rates.append(float(optimizer.param_groups[0]["lr"]))
-                optimizer.step()
+                self.descend(optimizer, loss)
                 if scheduler is not None:
                     scheduler.step()
                 losses.append(loss.detach())
@@ -260,6 +260,13 @@ class IDCClassifier(lightning.LightningModule):
         block: BlockOutput = {"loss": losses[-1], "losses": torch.stack(losses), "rates": rates}
         self._check_finite(block["losses"].sum())
         return block
+
+    def descend(self, optimizer: Optimizer, loss: Tensor) -> None:
+        """Take a step of `learn_in_blocks`."""
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.configure_gradient_clipping(optimizer, self.gradient_clip)
+        optimizer.step()
 
     def _count_steps(self, steps: int) -> None:
         """Tell Lightning of steps that it didn't take itself, which would cost a fifth of each."""
@@ -315,10 +322,6 @@ class IDCClassifier(lightning.LightningModule):
         )
 
     def _check_finite(self, loss: Tensor) -> None:
-        # A GPU has to be waited for; a loss that isn't finite stays so until the next look.
-        waits = loss.device.type != "cpu"
-        if waits and self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
         if bool(torch.isfinite(loss)):
             return
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]

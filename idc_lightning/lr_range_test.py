@@ -198,20 +198,25 @@ def _step(trainer: lightning.Trainer, module: IDCClassifier, batch: Batch, rate:
     for group in optimizer.param_groups:
         group["lr"] = rate
 
+    def forward() -> Tensor:
+        logits = network(**inputs_of(batch)).flatten(0, -2)
+        return module.loss(logits, batch["label"].flatten())
+
     def closure() -> Tensor:
         optimizer.zero_grad()
         with trainer.precision_plugin.train_step_context():
-            logits = network(**inputs_of(batch)).flatten(0, -2)
-            loss = module.loss(logits, batch["label"].flatten())
+            loss = forward()
         strategy.backward(loss, optimizer)
-        if not module.automatic_optimization:  # else the trainer clips them
-            module.clip_gradients(optimizer, gradient_clip_val=module.gradient_clip)
         losses.append(loss.detach())
         return loss
 
     losses: list[Tensor] = []
-    strategy.optimizer_step(optimizer, closure)
-    return float(strategy.reduce(losses[0], reduce_op="mean"))
+    if module.automatic_optimization:
+        strategy.optimizer_step(optimizer, closure)
+    else:
+        losses.append(forward())
+        module.descend(optimizer, losses[0])
+    return float(strategy.reduce(losses[0].detach(), reduce_op="mean"))
 
 
 def _set_rates(trainer: lightning.Trainer, module: IDCClassifier, result: RangeTestResult) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers_model import TINY, config_of, told, write_tissue
+from helpers_runs import QUICK
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.plugins import MixedPrecision
 from PIL import Image
@@ -24,6 +25,7 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.figures.learning_rate import draw_range_test
 from idc_lightning.lr_bounds import Proposal
 from idc_lightning.lr_range_test import LRRangeTest, RangeTestResult
+from idc_lightning.train import train
 from idc_lightning.trainer import build_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec.*")
@@ -416,3 +418,21 @@ def test_two_processes_find_the_same_rates(tiny: tuple[str, ...], tmp_path: Path
     assert one["used"] == pytest.approx([*np.linspace(base, highest, 4)])
     curve = pd.read_csv(tmp_path / "learning_rate_search.csv")
     assert np.isclose(curve["lr"], base, rtol=1e-6).any()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_of_a_head_on_features_are_clipped(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr("idc_lightning.trainer.has_bf16", lambda _: True)
+    frozen = (*tiny, *BRIEF, "model.freeze_backbone=true", "trainer.epochs=1", *QUICK)
+    frozen = (*frozen, f"trainer.precision={precision}")
+    still = ("callbacks.lr_range_test.start=1e-13", "callbacks.lr_range_test.end=1e-12")
+    clipped = ("trainer.gradient_clip=1e-9",)
+    losses = {}
+    for name, more in {"clipped": clipped, "still": still, "free": ()}.items():
+        (tmp_path / name).mkdir()
+        train(config_of(*frozen, *more), tmp_path / name)
+        losses[name] = pd.read_csv(tmp_path / name / "learning_rate_search.csv")["loss"]
+    assert losses["clipped"].tolist() == pytest.approx(losses["still"].tolist(), abs=1e-4)
+    assert abs(losses["free"].iloc[-1] - losses["still"].iloc[-1]) > 0.01
