@@ -9,9 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
+
+import joblib
 
 from idc_lightning.errors import IDCError
 
@@ -20,73 +23,80 @@ T = TypeVar("T")
 AHEAD = 2
 """Calls that wait for each process, so that none is idle while a long one ends."""
 
+MOST = 61
+"""Processes of a pool; Windows can't wait for more."""
 
-def share_out(
+
+def usable_cpus() -> int:
+    """Number of processors that this process may use, at least 1.
+
+    As the system, a container or a scheduler's job allows; among jobs that a launcher runs at the
+    same time, each has its share, which the launcher tells by OMP_NUM_THREADS.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    usable = int(joblib.cpu_count())
+    return min(usable, int(threads)) if threads.isdecimal() and int(threads) else usable
+
+
+@contextmanager
+def shared_out(
     function: Callable[..., T],
     calls: Iterable[tuple[Any, ...]],
     did: str,
     *,
+    count: int,
     alone: bool,
     fork: bool = False,
-) -> Iterator[T]:
+) -> Iterator[Iterator[T]]:
     """Call a function many times in as many processes as there are processors.
+
+    Processes begin with the first calls at once, so that this process can do other work before it
+    takes the results. They have ended when the block ends; what they haven't begun is then dropped.
 
     Args:
         function: Of a module's top level; with ``fork`` it must not use torch, whose threads a
             forked process lacks.
         calls: Arguments of each call, taken a few calls ahead.
         did: What a process did, for the error if it is killed, e.g. ``"drew landscapes"``.
+        count: Number of calls.
         alone: Whether this process makes all calls, since starting others would cost more than it
             saves.
         fork: Whether processes are copies of this one where the system makes them (Linux), which
             spares them the imports.
 
-    Returns:
-        What each call returns, in the order of the calls. Processes begin with the first of them at
-        once, so that this process can do other work before it takes the results.
+    Yields:
+        What each call returns, in the order of the calls.
 
     Raises:
         IDCError: If a process is killed.
     """
     if alone:
-        return (function(*call) for call in calls)
+        yield (function(*call) for call in calls)
+        return
     context = get_context("fork" if fork and sys.platform == "linux" else "spawn")
-    workers = os.cpu_count() or 1
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    results = _results(pool, function, calls, did, ahead=AHEAD * workers)
-    next(results)  # begin
-    return results
-
-
-def _results(
-    pool: ProcessPoolExecutor,
-    function: Callable[..., T],
-    calls: Iterable[tuple[Any, ...]],
-    did: str,
-    *,
-    ahead: int,
-) -> Iterator[Any]:
-    """None once the first calls are submitted, then the results in order."""
-    submitted = (pool.submit(function, *call) for call in calls)
+    workers = max(1, min(usable_cpus(), count, MOST))
     # A search for garbage would write to all objects, and so divide the memory that copies share.
     gc.freeze()
-    with pool:
-        try:
-            begun: deque[Future[T]] = deque(islice(submitted, ahead))
-            yield None
-            while begun:
-                begun.extend(islice(submitted, 1))
-                yield begun.popleft().result()
-        except BrokenProcessPool as error:
-            raise IDCError(
-                f"a process that {did} was stopped, perhaps for want of memory: start again with "
-                "nothing else running"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            gc.unfreeze()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        submitted = (pool.submit(function, *call) for call in calls)
+        begun = deque(islice(submitted, AHEAD * workers))
+        yield _in_order(begun, submitted)
+    except BrokenProcessPool as error:
+        raise IDCError(
+            f"a process that {did} was stopped, perhaps for want of memory: start again with "
+            "nothing else running"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        gc.unfreeze()
+
+
+def _in_order(begun: deque[Future[T]], submitted: Iterator[Future[T]]) -> Iterator[T]:
+    """Results, with as many calls begun ahead of them as there are."""
+    while begun:
+        begun.extend(islice(submitted, 1))
+        yield begun.popleft().result()
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -333,3 +334,28 @@ def test_a_defect_keeps_its_traceback_but_leaves_no_run(
     with pytest.raises(ZeroDivisionError):
         Command(tmp_path, capsys, monkeypatch)(*SMALL, "hydra.run.dir=run")
     assert not (tmp_path / "run").exists()
+
+
+def draw_late(path: Path, *_: object, **__: object) -> None:
+    """Stands for a landscape that takes its time."""
+    time.sleep(0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_nothing_is_drawn_into_the_folder_of_a_run_whose_report_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise IDCError("no room for the report")
+
+    monkeypatch.setattr("idc_lightning.report.run.by_patient", fails)
+    monkeypatch.setattr("idc_lightning.report.sections.draw_landscape", draw_late)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that most are still to be drawn
+    ended = Command(tmp_path, capsys, monkeypatch)(
+        *SMALL, "report.enabled=true", "split.dev=0.4", "split.test=0.4", "hydra.run.dir=outputs/a"
+    )
+    assert ended.err == "error: no room for the report\n"
+    assert ended.left == ["a.failed"]
+    time.sleep(1)
+    assert not (tmp_path / "outputs" / "a").exists()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from idc_lightning.data import pack
 from idc_lightning.data.decode import stretch
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.pack import Pack, open_pack
+from idc_lightning.processes import shared_out
 
 CONTENTS = (png(RGB), png(RGB[:20]), b"text", png(GREY), png(RGB[::-1, :7]), png(RGB[:, ::-1]))
 
@@ -233,7 +235,9 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
     monkeypatch.setattr(pack, "INLINE", inline)
     monkeypatch.setattr(pack, "_pack_some", full)
-    monkeypatch.setattr(pack, "share_out", lambda f, calls, *_, **__: (f(*call) for call in calls))
+    # In this process, where its function is replaced.
+    here = partial(shared_out, count=1, alone=True)
+    monkeypatch.setattr(pack, "shared_out", lambda f, calls, did, **_: here(f, calls, did))
     with told("can't write", "No space left on device", "cache=<folder>"):
         opened(root)
     assert files_below(root.parent / "cache") == []

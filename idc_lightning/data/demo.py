@@ -25,7 +25,7 @@ from idc_lightning.data.demo_tissue import (
 from idc_lightning.data.grid import PATCH, file_name
 from idc_lightning.errors import IDCError
 from idc_lightning.files import made_once
-from idc_lightning.processes import share_out
+from idc_lightning.processes import shared_out
 from idc_lightning.progress import watched
 
 # Minimum, 15 quantiles and maximum of the 279 patients of the public data set "Breast
@@ -170,7 +170,10 @@ def _write_all(folder: Path, cohort: list[_Patient]) -> Iterator[None]:
     # The largest first, so that no process is left alone with one at the end.
     queue = sorted(cohort, key=lambda patient: -patient.patches)
     calls = [(folder, patient) for patient in queue]
-    return share_out(_write_patient, calls, "drew demo tissue", alone=few)
+    with shared_out(
+        _write_patient, calls, "drew demo tissue", count=len(calls), alone=few
+    ) as written:
+        yield from written
 
 
 def _write_patient(folder: Path, patient: _Patient) -> None:

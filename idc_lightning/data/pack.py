@@ -22,7 +22,7 @@ from idc_lightning.data.decode import WHITE, decode, digest, is_blank, stretch
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
 from idc_lightning.files import in_units, locked, remade, write_text
-from idc_lightning.processes import share_out
+from idc_lightning.processes import shared_out, usable_cpus
 from idc_lightning.progress import watched
 
 FORMAT = 1
@@ -299,7 +299,7 @@ def _foretold(root: Path, paths: list[str]) -> float:
     for row in rows:
         decode(root / paths[row])
     each = (time.perf_counter() - began) / len(rows)
-    processes = 1 if len(paths) <= INLINE else os.cpu_count() or 1
+    processes = 1 if len(paths) <= INLINE else usable_cpus()
     return max(1.0, each * len(paths) / processes)
 
 
@@ -334,11 +334,13 @@ def _write_pixels(file: Path, root: Path, paths: list[str]) -> _Packed:
         for first in range(0, len(paths), CHUNK)
     ]
     few = len(paths) <= INLINE
-    parts = share_out(_pack_some, calls, "packed patches", alone=few, fork=True)
     packed = _Packed()
-    for part in watched(parts, "packing patches", total=len(calls)):
-        packed.rows.extend(part.rows)
-        packed.stretched.update(part.stretched)
+    with shared_out(
+        _pack_some, calls, "packed patches", count=len(calls), alone=few, fork=True
+    ) as parts:
+        for part in watched(parts, "packing patches", total=len(calls)):
+            packed.rows.extend(part.rows)
+            packed.stretched.update(part.stretched)
     with file.open("r+b") as out:
         out.seek(0, os.SEEK_END)
         for pixels in packed.stretched.values():

@@ -21,7 +21,7 @@ from idc_lightning.figures.dataset import draw_overview, draw_splits
 from idc_lightning.figures.patches import Gallery, Tile, draw_augmentation, draw_gallery
 from idc_lightning.figures.tissue import Slide, draw_target_maps, draw_tissue_pair
 from idc_lightning.files import safe_name
-from idc_lightning.processes import share_out
+from idc_lightning.processes import shared_out
 from idc_lightning.progress import watched
 from idc_lightning.report.page import DataTable, Section, write_report
 from idc_lightning.report.sections import FEW, slide_of
@@ -257,11 +257,14 @@ def tissue(explored: Explored, slides: Mapping[str, tuple[Slide, Rows]], figures
         for name, (slide, rows) in drawn.items()
     )
     few = len(drawn) <= FEW
-    pictures = share_out(draw_tissue_pair, calls, "drew tissue", alone=few, fork=True)
+    with shared_out(
+        draw_tissue_pair, calls, "drew tissue", count=len(drawn), alone=few, fork=True
+    ) as drawing:
+        pictures = list(watched(drawing, "drawing tissue", total=len(drawn)))
     return Section(
         "Tissue",
         "The patches put together again; beside it the same with those labelled IDC in colour.",
-        list(watched(pictures, "drawing tissue", total=len(drawn))),
+        pictures,
     )
 
 

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import io
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from idc_lightning.errors import IDCError
 from idc_lightning.figures.patches import Gallery, Tile
 from idc_lightning.figures.style import Picture
 from idc_lightning.files import replaced
+from idc_lightning.processes import usable_cpus
 
 PURPOSE = "For research, not for diagnosis."
 """Stands at the top and the foot of every report."""
@@ -166,7 +166,7 @@ def _in_turn(
 ) -> Iterator[tuple[Picture | DataTable | Gallery, _Image | None]]:
     """Items of a section with the images of its pictures, compressed by threads a little ahead."""
     paths = (item.path for item in items if isinstance(item, Picture))
-    threads = min(_THREADS, os.cpu_count() or 1)
+    threads = min(_THREADS, usable_cpus())
     with ThreadPoolExecutor(threads) as pool:
         begun = (pool.submit(_embedded, path) for path in paths)
         ahead: deque[Future[_Image]] = deque(islice(begun, threads))

@@ -82,14 +82,15 @@ def _sections(figures: Path, predicted: Predicted, config: ReportConfig) -> Iter
         ],
     )
     names = chosen(predicted.patients["patient_id"], config.patients)
-    drawn = landscapes(
+    with landscapes(
         figures / "landscapes",
         {"patient": (predicted.predictions, names)},
         predicted.store,
         microns=predicted.microns,
         threshold=predicted.threshold,
-    )
-    yield Section("Landscapes", "", list(drawn["patient"]))
+    ) as drawn:
+        pictures = list(drawn["patient"])
+    yield Section("Landscapes", "", pictures)
     judgement = predicted.judgement
     if judgement is not None:
         yield numbers(judgement)

@@ -1,6 +1,7 @@
 """The report of a judged run: numbers, curves, patients, worst patches, landscapes, model card."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,43 +62,47 @@ def write_run_report(folder: Path, judged: Judged, config: ReportConfig) -> list
     """
     drawn: list[Picture] = []
 
-    def sections() -> Iterator[Section]:
-        for section in _sections(folder / "figures", judged, config):
+    def seen(sections: Iterator[Section]) -> Iterator[Section]:
+        for section in sections:
             drawn.extend(item for item in section.items if isinstance(item, Picture))
             yield section
 
-    write_report(
-        folder / "report.html",
-        title=judged.title,
-        facts=judged.facts,
-        sections=sections(),
-        notes=judged.notes,
-    )
+    # Closed in any case, so that no process draws into the folder of a run that has failed.
+    with closing(_sections(folder / "figures", judged, config)) as sections:
+        write_report(
+            folder / "report.html",
+            title=judged.title,
+            facts=judged.facts,
+            sections=seen(sections),
+            notes=judged.notes,
+        )
     return drawn
 
 
-def _sections(figures: Path, judged: Judged, config: ReportConfig) -> Iterator[Section]:
+def _sections(
+    figures: Path, judged: Judged, config: ReportConfig
+) -> Generator[Section, None, None]:
     judgement = judged.judgement
     wanted = {
         split: (judgement.predictions[split], chosen(table["patient_id"], config.patients))
         for split, table in judgement.patients.items()
     }
     # They take longest, and the other pictures are drawn meanwhile.
-    drawn = landscapes(
+    with landscapes(
         figures / "landscapes",
         wanted,
         judged.store,
         microns=judged.microns,
         threshold=judgement.decision.threshold,
-    )
-    yield numbers(judgement)
-    if judged.training:
-        yield Section("Training", "", judged.training)
-    yield decisions(figures, judgement)
-    yield by_patient(figures, judgement, microns=judged.microns)
-    yield from worst(figures, judgement, judged.store, count=config.gallery)
-    for split, (_, names) in wanted.items():
-        if names:
-            title = f"Landscapes of {split}"
-            yield Section(title, "The worst patients (by F1) first.", list(drawn[split]))
+    ) as drawn:
+        yield numbers(judgement)
+        if judged.training:
+            yield Section("Training", "", judged.training)
+        yield decisions(figures, judgement)
+        yield by_patient(figures, judgement, microns=judged.microns)
+        yield from worst(figures, judgement, judged.store, count=config.gallery)
+        for split, (_, names) in wanted.items():
+            if names:
+                title = f"Landscapes of {split}"
+                yield Section(title, "The worst patients (by F1) first.", list(drawn[split]))
     yield statements("Model card", judged.card)

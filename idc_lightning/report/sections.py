@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from idc_lightning.figures.patients import draw_patient_f1, draw_patients
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide, draw_landscape
 from idc_lightning.files import safe_name
-from idc_lightning.processes import share_out
+from idc_lightning.processes import shared_out
 from idc_lightning.report.page import DataTable, Section
 from idc_lightning.results.judgement import Judgement
 from idc_lightning.results.summary import AT_THRESHOLD, LABELS, interval_text, mean_text
@@ -192,6 +193,7 @@ def worst(figures: Path, judgement: Judgement, store: Store, *, count: int) -> I
             )
 
 
+@contextmanager
 def landscapes(
     figures: Path,
     wanted: Mapping[str, tuple[pd.DataFrame, Sequence[str]]],
@@ -199,10 +201,10 @@ def landscapes(
     *,
     microns: float,
     threshold: float,
-) -> dict[str, Iterator[Picture]]:
-    """Begin to draw the landscapes of patients, as far as they can be drawn.
+) -> Iterator[dict[str, Iterator[Picture]]]:
+    """Draw the landscapes of patients, as far as they can be drawn, while the block goes on.
 
-    Other processes draw while this one goes on.
+    Other processes draw them; they have ended when the block ends.
 
     Args:
         figures: Folder of the pictures.
@@ -212,7 +214,7 @@ def landscapes(
         microns: Width of a pixel in µm.
         threshold: Probability from which a patch counts as IDC.
 
-    Returns:
+    Yields:
         Pictures by the same names, to be taken in the same order.
     """
     slides = {
@@ -229,10 +231,12 @@ def landscapes(
         for prefix, of_prefix in slides.items()
         for slide, rows in of_prefix
     )
-    few = sum(map(len, slides.values())) <= FEW
+    count = sum(map(len, slides.values()))
     draw = partial(draw_landscape, threshold=threshold)
-    pictures = share_out(draw, calls, "drew landscapes", alone=few, fork=True)
-    return {prefix: islice(pictures, len(of_prefix)) for prefix, of_prefix in slides.items()}
+    with shared_out(
+        draw, calls, "drew landscapes", count=count, alone=count <= FEW, fork=True
+    ) as pictures:
+        yield {prefix: islice(pictures, len(of_prefix)) for prefix, of_prefix in slides.items()}
 
 
 def _drawable(
