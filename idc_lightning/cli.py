@@ -2,31 +2,40 @@
 
 A command is a function of the checked configuration and its run folder. What a user can mend ends
 in one line on stderr and exit code 1; a run that failed leaves no folder that is taken for a run.
+A job of a sweep that fails doesn't end the others; the sweep ends with exit code 1 after the last.
 """
 
 import itertools
 import logging
+import math
 import os
 import re
 import shutil
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import hydra
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from idc_lightning.conf_folder import conf_folder, describe
 from idc_lightning.config import AnyCommand, CommandConfig, read_config
-from idc_lightning.errors import IDCError
+from idc_lightning.errors import IDCError, listed
 from idc_lightning.files import write_text
 from idc_lightning.memory import keep_freed_memory
+from idc_lightning.results.run_folders import FAILED, REASON, failed_jobs
+from idc_lightning.sweep import check_resumed, ended_well, hold, job_value
 
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
@@ -45,7 +54,19 @@ class OwnFolder(Callback):
     """Refuses a folder that holds files, before Hydra writes into it.
 
     So all that lies in a run folder comes from its run, and a failed run can be removed whole.
+
+    Attributes:
+        sweep: Configuration of the sweep that this process has begun, if it has.
+        lock: That of its folder.
     """
+
+    sweep: ClassVar[DictConfig | None] = None
+    lock: ClassVar[FileLock | None] = None
+
+    @classmethod
+    def forget(cls) -> None:
+        """Begin anew, as a process does that runs a second command."""
+        cls.sweep = cls.lock = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Leave with exit code 1 if the run folder isn't empty or another run begins in it."""
@@ -60,8 +81,17 @@ class OwnFolder(Callback):
             fail(IDCError(f"can't write {folder}: {error.strerror}"))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
-        """Leave with exit code 1 if the folder of the sweep isn't empty."""
-        _refuse_occupied(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+        """Leave with exit code 1 if the folder of the sweep isn't empty, nor resumed."""
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            if resumes(config):
+                check_resumed(folder, config)
+            else:
+                _refuse_occupied(folder, "hydra.sweep.dir")
+            OwnFolder.lock = hold(folder)
+        except IDCError as error:
+            fail(error)
+        OwnFolder.sweep = config
 
 
 def _refuse_occupied(folder: Path, key: str) -> None:
@@ -74,51 +104,55 @@ def _occupied(folder: Path, key: str) -> IDCError:
     return IDCError(f"{folder} holds files already: choose another folder by {key}=<folder>")
 
 
-def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyCommand]) -> None:
+def run_command(
+    command: Callable[[AnyCommand, Path], object],
+    schema: type[AnyCommand],
+    *,
+    after_sweep: Callable[[DictConfig, Path], object] | None = None,
+) -> None:
     """Run a command with the configuration of the command line; leaves with its exit code.
 
     Args:
         command: Called once for each job with its configuration and run folder.
         schema: What the command takes; its root in ``conf/`` bears the command's name.
+        after_sweep: Called once after all jobs of a sweep, with the configuration that they share
+            and the folder of the sweep.
     """
     # Hydra then raises its errors instead of printing them over many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Neither shells nor Hydra know a home folder after an equals sign.
     sys.argv = [re.sub(r"(?<==)~(?=/|$)", lambda _: str(Path.home()), word) for word in sys.argv]
+    OwnFolder.forget()
     composed = False
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         nonlocal composed
         composed = True
         # Here, since a launcher may run the job in another process.
         quiet()
         keep_freed_memory()
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        if (folder / "checkpoints").exists():
-            fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
-        try:
-            config = read_config(cfg, schema)
-            _refuse_idle(config, HydraConfig.get().overrides.task)
-            command(config, folder)
-        except IDCError as error:
-            _set_aside(folder, str(error))
-            fail(error)
-        except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to the former
-            _set_aside(folder, "interrupted")
-            fail(IDCError("interrupted"))
-        except BaseException as error:
-            _set_aside(folder, repr(error))
-            raise
+        return _run_job(cfg, command, schema)
 
     entry = hydra.main(
         config_path=str(conf_folder()), config_name=schema.command, version_base="1.3"
     )
     try:
         entry(job)()
+        if OwnFolder.sweep is not None:
+            _end_sweep(OwnFolder.sweep, after_sweep)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if composed:
             raise
         fail(IDCError(f"configuration: {describe(error, schema.command)}"))
+    except BrokenProcessPool:
+        if OwnFolder.sweep is None:
+            raise
+        fail(
+            IDCError(
+                "the process of a job was stopped, perhaps for want of memory: start the sweep "
+                "again with sweep.resume=true and fewer jobs at a time (hydra.launcher.n_jobs=1)"
+            )
+        )
     except BrokenPipeError:
         # Whoever read the output, as `head` does, wants no more of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -127,6 +161,75 @@ def run_command(command: Callable[[AnyCommand, Path], object], schema: type[AnyC
         if error.filename is None:
             raise
         fail(IDCError(f"{error.filename}: {error.strerror}"))
+
+
+def _run_job(
+    cfg: DictConfig, command: Callable[[AnyCommand, Path], object], schema: type[AnyCommand]
+) -> float | None:
+    """Run a command in its folder; of a job of a sweep, the value by which it is ranked."""
+    hydra_config = HydraConfig.get()
+    folder, sweeps = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
+    if sweeps and resumes(cfg):
+        if ended_well(folder, cfg):
+            return job_value(folder, cfg)
+        _set_aside_killed(folder)
+    if (folder / "checkpoints").exists():
+        fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
+    owns = hydra_config.output_subdir is not None
+    try:
+        config = read_config(cfg, schema)
+        typed = hydra_config.overrides.task
+        _refuse_idle(config, typed)
+        if not sweeps:
+            _refuse_sweep(typed)
+        command(config, folder)
+    except IDCError as error:
+        reason = str(error)
+        if not sweeps:
+            if owns:
+                _set_aside(folder, reason)
+            fail(error)
+    except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to the former
+        if owns:
+            _set_aside(folder, "interrupted", keep=sweeps)
+        fail(IDCError("interrupted"))
+    except BaseException as error:
+        reason = repr(error)
+        if not sweeps:
+            if owns:
+                _set_aside(folder, reason)
+            raise
+        traceback.print_exc()
+    else:
+        return job_value(folder, cfg) if sweeps else None
+    _set_aside(folder, reason, keep=True)
+    print(f"error: job {folder.name}: {reason}", file=sys.stderr, flush=True)
+    return math.nan
+
+
+def resumes(config: DictConfig) -> bool:
+    """Whether a sweep goes on with what stands in its folder."""
+    return OmegaConf.select(config, "sweep.resume") is True
+
+
+def _end_sweep(
+    config: DictConfig, after_sweep: Callable[[DictConfig, Path], object] | None
+) -> None:
+    """Write what belongs to all jobs, and leave with exit code 1 if some failed."""
+    folder = Path(config.hydra.sweep.dir)
+    try:
+        if after_sweep is not None:
+            after_sweep(config, folder)
+    except IDCError as error:
+        fail(error)
+    failed = failed_jobs(folder)
+    if failed:
+        fail(
+            IDCError(
+                f"{len(failed)} jobs failed ({listed(list(failed))}): each has its reason in "
+                f"{folder}/<job>{FAILED}/{REASON}"
+            )
+        )
 
 
 def quiet() -> None:
@@ -151,12 +254,34 @@ def _refuse_idle(config: CommandConfig, overrides: Sequence[str]) -> None:
         raise IDCError(idle)
 
 
-def _set_aside(folder: Path, reason: str) -> None:
-    """Remove a run folder in which nothing was learned or found; rename another as failed."""
+def _refuse_sweep(overrides: Sequence[str]) -> None:
+    """Stop if a value of sweeps was typed for a single run."""
+    idle = [override for override in overrides if override.startswith("sweep.")]
+    if idle:
+        raise IDCError(f"{idle[0]} has no effect on a single run: add -m for a sweep")
+
+
+def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> None:
+    """Rename the folder of a run as failed; remove it if nothing was learned or found.
+
+    Args:
+        folder: Of the run.
+        reason: Why it failed.
+        keep: Whether it is kept in any case.
+    """
     learned = any((folder / "checkpoints").glob("*.ckpt"))
-    if not learned and not (folder / "results.json").exists():
+    if not keep and not learned and not (folder / "results.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         return
-    write_text(folder / "error.txt", f"{reason}\n")
-    names = (f"{folder.name}.failed{number or ''}" for number in itertools.count())
+    write_text(folder / REASON, f"{reason}\n")
+    names = (f"{folder.name}{FAILED}{number or ''}" for number in itertools.count())
     folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
+
+
+def _set_aside_killed(folder: Path) -> None:
+    """Make room for a job that was killed before; Hydra has written into its folder again."""
+    if any(path.name != ".hydra" for path in folder.iterdir()):
+        with tempfile.TemporaryDirectory() as kept:
+            shutil.copytree(folder / ".hydra", Path(kept) / ".hydra")
+            _set_aside(folder, "killed before its end", keep=True)
+            shutil.copytree(Path(kept) / ".hydra", folder / ".hydra")

@@ -52,6 +52,26 @@ Monitored = Literal[
 ]
 
 
+Ranking = Literal["f1", "balanced_accuracy", "auroc", "average_precision", "brier"]
+
+SHOWN = (
+    "data.root",
+    "data.workers",
+    "data.device_resident",
+    "data.features",
+    "data.microns_per_pixel",
+    "callbacks.progress",
+    "callbacks.checkpoint.last_every",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "logger",
+    "report",
+    "sweep",
+    "cache",
+)
+"""Values of a training that can't change its result: places, and what is only shown or logged."""
+
+
 class Section(BaseModel):
     """A part of the configuration: nothing but the declared keys, and never changed."""
 
@@ -356,6 +376,13 @@ class ReportConfig(Section):
     gallery: Count
 
 
+class SweepConfig(Section):
+    """What belongs to a sweep, not to one of its jobs."""
+
+    resume: bool
+    metric: Ranking
+
+
 class AgainDataConfig(Section):
     """Other data than the run's own."""
 
@@ -429,6 +456,7 @@ class Config(CommandConfig):
     logger: LoggerConfig
     results: ResultsConfig
     report: ReportConfig
+    sweep: SweepConfig
     cache: Path
     seed: Seed
 
@@ -482,20 +510,22 @@ class Config(CommandConfig):
         Places and what is only shown or logged are left out, so that the same experiment has the
         same values on another machine.
         """
-        shown: dict[str, Any] = {
-            "data": {"root", "workers", "device_resident", "features", "microns_per_pixel"},
-            "callbacks": {"progress": True, "checkpoint": {"last_every"}},
-            "trainer": {"log_every_n_steps", "profiler"},
-            "logger": True,
-            "report": True,
-            "cache": True,
-        }
-        return self.model_dump(mode="json", exclude=shown)
+        return deciding(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """SHA-256 of the `deciding_values`, as 64 hexadecimal digits."""
         text = json.dumps(self.deciding_values(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def deciding(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Of a configuration of `idc-train`, as plain values, those that can change a result."""
+    found = {}
+    for key, value in values.items():
+        name = f"{within}{key}"
+        if name not in SHOWN:
+            found[key] = deciding(value, f"{name}.") if isinstance(value, Mapping) else value
+    return found
 
 
 class ExploreConfig(CommandConfig):
@@ -507,6 +537,17 @@ class ExploreConfig(CommandConfig):
     split: AnySplit
     report: ReportConfig
     cache: Path
+    seed: Seed
+
+
+class CompareConfig(CommandConfig):
+    """What `idc-compare` takes."""
+
+    command: ClassVar[str] = "compare"
+
+    folder: Place
+    metric: Ranking
+    results: JudgeConfig
     seed: Seed
 
 

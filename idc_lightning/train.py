@@ -15,6 +15,7 @@ from torch import Tensor
 from idc_lightning.callbacks import Throughput
 from idc_lightning.classifier import IDCClassifier, write_decision
 from idc_lightning.cli import run_command
+from idc_lightning.compare import compare_sweep
 from idc_lightning.config import Config
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import write_splits
@@ -217,7 +218,7 @@ def log_end(
 
 def main() -> None:
     """Entry point of the command."""
-    run_command(train, Config)
+    run_command(train, Config, after_sweep=compare_sweep)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ and R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 8). Each dr
 by how often it was drawn, which lets all draws share one sorting of the probabilities.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,10 +48,41 @@ def bootstrap_metrics(
         seed: Seed of the draws.
 
     Returns:
+        The metrics of `drawn_metrics`; the value is that of the patches themselves, low and high
+        are percentiles of the draws in which the metric is defined, None if there is a single
+        patient.
+    """
+    called = proba >= threshold
+    drawn = drawn_metrics(true, proba, called, patients, draws=draws, seed=seed)
+    return intervals(drawn, confidence)
+
+
+def drawn_metrics(
+    true: npt.NDArray[np.int64],
+    proba: Floats,
+    called: npt.NDArray[np.bool_],
+    patients: npt.NDArray[np.str_],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Floats]:
+    """Compute metrics of patches, and of as many draws of their patients.
+
+    The same patients are drawn whatever the predictions, so that two models can be compared draw by
+    draw.
+
+    Args:
+        true: Labels [n], 0 healthy, 1 IDC.
+        proba: Probabilities of IDC [n].
+        called: Whether a patch is called IDC [n].
+        patients: Patient of each patch [n].
+        draws: Number of bootstrap draws; of a single patient none are made.
+        seed: Seed of the draws.
+
+    Returns:
         f1, balanced_accuracy, precision, recall, specificity, auroc, average_precision and brier
-        (the mean squared difference of probability and label); the value is that of the patches
-        themselves, low and high are percentiles of the draws in which the metric is defined, None
-        if there is a single patient.
+        (the mean squared difference of probability and label), float64 [1 + draws] each, first that
+        of the patches themselves; NaN where undefined.
     """
     names, patient = np.unique(patients, return_inverse=True)
     if len(names) < 2:  # a single patient says nothing of how others would differ
@@ -58,9 +90,31 @@ def bootstrap_metrics(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     weights = np.vstack([np.ones(len(names), dtype=np.int64), drawn])
-    values = _weighted_metrics(true, proba, patient, weights, threshold)
+    return _weighted_metrics(true, proba, called, patient, weights)
+
+
+def intervals(drawn: Mapping[str, Floats], confidence: float) -> dict[str, Interval]:
+    """Turn the metrics of `drawn_metrics` to intervals.
+
+    Args:
+        drawn: Metrics by name.
+        confidence: Share of the draws inside an interval.
+    """
     tail = 100 * (1 - confidence) / 2
-    return {name: _interval(value, tail) for name, value in values.items()}
+    return {name: _interval(values, tail) for name, values in drawn.items()}
+
+
+def differences(
+    drawn: Mapping[str, Floats], others: Mapping[str, Floats], confidence: float
+) -> dict[str, Interval]:
+    """Compare two models on the same patients by the paired bootstrap: the first minus the second.
+
+    Args:
+        drawn: Of `drawn_metrics`, by name.
+        others: Likewise, of the same patients and with the same seed.
+        confidence: Share of the draws inside an interval.
+    """
+    return intervals({name: values - others[name] for name, values in drawn.items()}, confidence)
 
 
 def pooled_metrics(
@@ -74,20 +128,20 @@ def pooled_metrics(
         threshold: Probability from which a patch counts as IDC.
     """
     patient, weights = np.zeros(len(true), dtype=np.intp), np.ones((1, 1), dtype=np.int64)
-    values = _weighted_metrics(true, proba, patient, weights, threshold)
+    values = _weighted_metrics(true, proba, proba >= threshold, patient, weights)
     return {name: float(value[0]) for name, value in values.items()}
 
 
 def _weighted_metrics(
     true: npt.NDArray[np.int64],
     proba: Floats,
+    called: npt.NDArray[np.bool_],
     patient: npt.NDArray[np.intp],
     weights: npt.NDArray[np.int64],
-    threshold: float,
 ) -> dict[str, Floats]:
     """All metrics; one value for each row of weights [draws, patients]."""
     return {
-        **_threshold_metrics(true, proba >= threshold, patient, weights),
+        **_threshold_metrics(true, called, patient, weights),
         **_ranking_metrics(true, proba, patient, weights),
         "brier": _brier_score(true, proba, patient, weights),
     }
@@ -125,7 +179,7 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 def _threshold_metrics(
     true: npt.NDArray[np.int64],
-    predicted: npt.NDArray[np.bool_],
+    called: npt.NDArray[np.bool_],
     patient: npt.NDArray[np.intp],
     weights: npt.NDArray[np.int64],
 ) -> dict[str, Floats]:
@@ -135,10 +189,10 @@ def _threshold_metrics(
         counts = np.bincount(patient[chosen], minlength=weights.shape[1])
         return (weights @ counts).astype(np.float64)
 
-    tp = weighted((true == 1) & predicted)
-    fn = weighted((true == 1) & ~predicted)
-    fp = weighted((true == 0) & predicted)
-    tn = weighted((true == 0) & ~predicted)
+    tp = weighted((true == 1) & called)
+    fn = weighted((true == 1) & ~called)
+    fp = weighted((true == 0) & called)
+    tn = weighted((true == 0) & ~called)
     recall, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
     return {
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),

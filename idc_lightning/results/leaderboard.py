@@ -1,0 +1,325 @@
+"""Which configuration of several runs is better, and whether that is more than chance.
+
+Configurations are ranked by dev, never by test. Runs that differ in nothing but the fold of
+``split=kfold`` are one configuration: its predictions of all folds are pooled, so that each patient
+counts once.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from idc_lightning.config import JudgeConfig, deciding
+from idc_lightning.errors import IDCError, listed
+from idc_lightning.results.bootstrap import (
+    Floats,
+    Interval,
+    differences,
+    drawn_metrics,
+    intervals,
+)
+from idc_lightning.results.calibration import expected_calibration_error
+from idc_lightning.results.run_folders import RunFolder, find_runs
+from idc_lightning.results.summary import LABELS, Metrics
+
+SPLITS = ("dev", "test")
+
+FOLD = "split.fold"
+
+LOWER = ("brier", "expected_calibration_error")
+"""Metrics of which a lower value is the better one."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over folds: mean and standard deviation (that of a sample); None if undefined."""
+
+    mean: float | None
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that share all values that decide, but for the fold.
+
+    Attributes:
+        runs: One, or one for each fold, in their order.
+        folds: Number of folds that there are; 0 if it isn't divided into folds.
+        varied: Values that not all configurations share, by key.
+        metrics: By split, those of its run, or of the pooled predictions of its folds.
+        spread: By split, those over its folds; empty without folds.
+        behind: By split, how much the best is above it, on the same patients; empty where they were
+            judged on different ones.
+    """
+
+    runs: tuple[RunFolder, ...]
+    folds: int
+    varied: dict[str, object]
+    metrics: dict[str, Metrics]
+    spread: dict[str, dict[str, Spread]]
+    behind: dict[str, Metrics]
+
+    @property
+    def name(self) -> str:
+        """Names of its runs."""
+        return listed([run.name for run in self.runs], limit=6)
+
+    @property
+    def missing(self) -> list[int]:
+        """Folds that no run has ended well of."""
+        there = {fold_of(run) for run in self.runs}
+        return [fold for fold in range(self.folds) if fold not in there]
+
+    @property
+    def seconds(self) -> float:
+        """That its runs took together."""
+        return sum(float(run.results["seconds"]) for run in self.runs if run.results)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Configurations, the best first.
+
+    Attributes:
+        metric: Of dev, by which they are ranked.
+        confidence: Share of the bootstrap's draws inside an interval.
+        varied: Keys whose values differ.
+        ranked: Those of which all folds ended well, then the others.
+        failed: Runs that didn't end well.
+        notes: Lines on what can't be compared.
+    """
+
+    metric: str
+    confidence: float
+    varied: list[str]
+    ranked: list[Configuration]
+    failed: list[RunFolder]
+    notes: list[str]
+
+    @property
+    def short(self) -> dict[str, str]:
+        """The varied keys by name, without their groups where no two would be called alike."""
+        last = {key: key.rpartition(".")[2] for key in self.varied}
+        alike = len(set(last.values())) < len(last)
+        return {key: key if alike else name for key, name in last.items()}
+
+    def table(self) -> pd.DataFrame:
+        """One row for each configuration, then one for each run that failed.
+
+        Columns: rank, runs, the varied keys, folds (number of those that ended well, if there are
+        folds), each metric by split as ``dev_f1``, ``dev_f1_low`` and ``dev_f1_high`` (with folds
+        also ``dev_f1_mean`` and ``dev_f1_sd``), how far it is behind the best in the ranking metric
+        as ``dev_f1_behind`` with its interval, seconds, problem.
+        """
+        divided = any(configuration.folds for configuration in self.ranked)
+        rows = [
+            {
+                "rank": rank,
+                "runs": configuration.name,
+                **configuration.varied,
+                **({"folds": len(configuration.runs)} if divided else {}),
+                **dict(_cells(configuration, self.metric)),
+                "seconds": round(configuration.seconds, 1),
+                "problem": _problem(configuration),
+            }
+            for rank, configuration in enumerate(self.ranked, start=1)
+        ]
+        rows += [
+            {"runs": run.name, **values_of(run, self.varied), "problem": run.problem}
+            for run in self.failed
+        ]
+        table = pd.DataFrame(rows)
+        last = ["seconds", "problem"]
+        table = table[
+            [*table.columns.drop(last, errors="ignore"), *table.columns.intersection(last)]
+        ]
+        return table.astype({"rank": "Int64"}) if "rank" in table else table
+
+
+def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> Leaderboard:
+    """Compare the runs below a folder.
+
+    Args:
+        folder: Such as that of a sweep.
+        metric: Of dev, by which they are ranked.
+        config: Number of bootstrap draws, and the share of them inside an interval.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        IDCError: If there are no runs, or their files can't be read.
+    """
+    runs = find_runs(folder)
+    if not runs:
+        raise IDCError(f"{folder} holds no run of idc-train: give the folder of a sweep or of runs")
+    varied = varied_keys(runs)
+    pooled = [
+        _Pooled(of_configuration, config, seed)
+        for of_configuration in configurations(run for run in runs if run.results is not None)
+    ]
+    pooled.sort(key=lambda each: each.order(metric))
+    ranked = [
+        Configuration(
+            runs=each.runs,
+            folds=each.folds,
+            varied=values_of(each.runs[0], varied),
+            metrics={split: each.metrics(split) for split in SPLITS},
+            spread={split: _spread(each.runs, split) for split in SPLITS} if each.folds else {},
+            behind={
+                split: differences(pooled[0].drawn[split], each.drawn[split], config.confidence)
+                for split in SPLITS
+                if pooled[0].cells[split].equals(each.cells[split])
+            },
+        )
+        for each in pooled
+    ]
+    return Leaderboard(
+        metric=metric,
+        confidence=config.confidence,
+        varied=varied,
+        ranked=ranked,
+        failed=[run for run in runs if run.results is None],
+        notes=list(_notes(ranked)),
+    )
+
+
+def fold_of(run: RunFolder) -> int | None:
+    """Which fold a run has tested; None if its split has no folds."""
+    return int(str(run.value(FOLD))) if run.config["split"]["name"] == "kfold" else None
+
+
+def configurations(runs: Iterable[RunFolder]) -> list[tuple[RunFolder, ...]]:
+    """Put runs together that differ in nothing that decides but the fold.
+
+    A fold that was run again, and a run without folds, is a configuration of its own.
+    """
+    groups: dict[tuple[str, int], list[RunFolder]] = defaultdict(list)
+    seen: dict[tuple[str, int | None], int] = defaultdict(int)
+    for run in runs:
+        values, fold = deciding(run.config), fold_of(run)
+        if fold is not None:
+            values = {**values, "split": {**values["split"], "fold": None}}
+        key = json.dumps(values, sort_keys=True)
+        groups[key, seen[key, fold]].append(run)
+        seen[key, fold] += 1
+    return [tuple(sorted(group, key=lambda run: fold_of(run) or 0)) for group in groups.values()]
+
+
+def varied_keys(runs: Sequence[RunFolder]) -> list[str]:
+    """Keys and groups that were typed for a run and have not the same value in all of them."""
+    typed = dict.fromkeys(key for run in runs for key in run.overrides)
+    if any(fold_of(run) is not None for run in runs):
+        typed.pop(FOLD, None)
+    return [key for key in typed if len({str(run.value(key)) for run in runs}) > 1]
+
+
+def values_of(run: RunFolder, keys: Sequence[str]) -> dict[str, object]:
+    """The values of some keys; lists as text."""
+    values = {key: run.value(key) for key in keys}
+    return {
+        key: value if value is None or isinstance(value, str | int | float) else json.dumps(value)
+        for key, value in values.items()
+    }
+
+
+class _Pooled:
+    """Predictions of a configuration, judged together."""
+
+    def __init__(self, runs: tuple[RunFolder, ...], config: JudgeConfig, seed: int) -> None:
+        self.runs = runs
+        folds = runs[0].config["split"]["folds"] if fold_of(runs[0]) is not None else 0
+        self.folds = int(folds)
+        self.drawn: dict[str, dict[str, Floats]] = {}
+        self.cells: dict[str, pd.DataFrame] = {}
+        self.errors: dict[str, float] = {}
+        self.confidence = config.confidence
+        for split in SPLITS:
+            table = self._table(split)
+            true, proba = table["true"].to_numpy(np.int64), table["proba"].to_numpy(np.float64)
+            self.drawn[split] = drawn_metrics(
+                true,
+                proba,
+                table["predicted"].to_numpy() == 1,
+                table["patient_id"].to_numpy(np.str_),
+                draws=config.draws,
+                seed=seed,
+            )
+            self.errors[split] = expected_calibration_error(true, proba)
+            self.cells[split] = table[["patient_id", "x", "y", "true"]]
+
+    def _table(self, split: str) -> pd.DataFrame:
+        cell = ["patient_id", "x", "y"]
+        tables = [run.predictions(split) for run in self.runs]
+        table = pd.concat(tables).sort_values(cell, ignore_index=True)
+        twice = table.duplicated(cell)
+        if twice.any():
+            raise IDCError(
+                f"{split} of the runs {listed([run.name for run in self.runs])} has patches of "
+                f"patient {table['patient_id'][twice].iloc[0]} twice: they are no folds of one "
+                "data set"
+            )
+        return table
+
+    def metrics(self, split: str) -> Metrics:
+        """Those of results.json, or of the pooled predictions of folds."""
+        if not self.folds:
+            results = self.runs[0].results or {}
+            return {name: Interval(**results[split][name]) for name in LABELS}
+        error = Interval(self.errors[split], None, None)
+        drawn = intervals(self.drawn[split], self.confidence)
+        return {**drawn, "expected_calibration_error": error}
+
+    def order(self, metric: str) -> tuple[bool, bool, float]:
+        """Sorts the best to the front, and what lacks folds or a value to the end."""
+        value = self.metrics("dev")[metric].value
+        number = 0.0 if value is None else value
+        incomplete = len(self.runs) < self.folds
+        return incomplete, value is None, number if metric in LOWER else -number
+
+
+def _spread(runs: Sequence[RunFolder], split: str) -> dict[str, Spread]:
+    found = {}
+    for name in LABELS:
+        values = [run.results[split][name]["value"] for run in runs if run.results]
+        defined = np.array([value for value in values if value is not None], dtype=np.float64)
+        mean = float(defined.mean()) if len(defined) else None
+        found[name] = Spread(mean, float(defined.std(ddof=1)) if len(defined) > 1 else None)
+    return found
+
+
+def _cells(configuration: Configuration, metric: str) -> Iterator[tuple[str, float | None]]:
+    for split, metrics in configuration.metrics.items():
+        spread = configuration.spread.get(split, {})
+        for name, interval in metrics.items():
+            yield f"{split}_{name}", interval.value
+            yield f"{split}_{name}_low", interval.low
+            yield f"{split}_{name}_high", interval.high
+            if name in spread:
+                yield f"{split}_{name}_mean", spread[name].mean
+                yield f"{split}_{name}_sd", spread[name].sd
+    for split, behind in configuration.behind.items():
+        yield f"{split}_{metric}_behind", behind[metric].value
+        yield f"{split}_{metric}_behind_low", behind[metric].low
+        yield f"{split}_{metric}_behind_high", behind[metric].high
+
+
+def _problem(configuration: Configuration) -> str:
+    missing = [str(fold) for fold in configuration.missing]
+    return f"no result of fold {listed(missing)} of {configuration.folds}" if missing else ""
+
+
+def _notes(ranked: Sequence[Configuration]) -> Iterator[str]:
+    for split in SPLITS:
+        others = [each for each in ranked if split not in each.behind and not each.missing]
+        if others:
+            yield (
+                f"{len(others)} configurations were judged on other patients of {split} than the "
+                "best, so part of a difference to them is that between patients"
+            )
+    for each in ranked:
+        if each.missing:
+            yield f"{each.name}: {_problem(each)}, so it isn't compared"

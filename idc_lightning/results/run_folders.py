@@ -1,0 +1,180 @@
+"""Runs of ``idc-train`` below a folder, as their files tell: what was typed and what came of it."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from idc_lightning.errors import IDCError
+from idc_lightning.results.predictions import COLUMNS
+
+FAILED = ".failed"
+"""A run that failed is renamed so that its folder ends in this, and a number from the second on."""
+
+REASON = "error.txt"
+"""File of a run that failed: why, in one line."""
+
+UNFINISHED = "not finished: it runs still, or was killed"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run that ended, failed or goes on.
+
+    Attributes:
+        path: Its folder.
+        name: Of the folder, from the one that was searched.
+        overrides: What was typed for it, by key.
+        choices: Choice by config group.
+        config: Its whole configuration, as plain values.
+        results: The content of results.json; None if it didn't end well.
+        problem: Why it didn't, in one line; empty if it did.
+    """
+
+    path: Path
+    name: str
+    overrides: dict[str, str]
+    choices: dict[str, str]
+    config: dict[str, Any]
+    results: dict[str, Any] | None
+    problem: str
+
+    def value(self, key: str) -> object:
+        """The value of a key such as ``"model.head.dropout"``, or the choice of a group.
+
+        Returns:
+            A plain value; None if the run has no such key.
+        """
+        if key in self.choices:
+            return self.choices[key]
+        found: Any = self.config
+        for part in key.split("."):
+            if not isinstance(found, dict) or part not in found:
+                return self.overrides.get(key)
+            found = found[part]
+        return found
+
+    def predictions(self, split: str) -> pd.DataFrame:
+        """Labelled predictions of a split, as `predictions_table` makes them.
+
+        Raises:
+            IDCError: If they aren't there or are no such table.
+        """
+        path = self.path / "predictions" / f"{split}.csv"
+        try:
+            table = pd.read_csv(path, dtype={"patient_id": str})
+        except OSError as error:
+            raise IDCError(f"can't read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise IDCError(f"{path} is no table of predictions: {error}") from error
+        if list(table.columns) != list(COLUMNS) or table.isna().any(axis=None):
+            raise IDCError(f"{path} is no table of predictions: train the run again")
+        return table
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """Find the runs in a folder and in those below it.
+
+    Of a job of a sweep that failed and then ended well only the latter counts.
+
+    Args:
+        folder: Such as that of a sweep, or one that holds several of them.
+
+    Returns:
+        In the order of their names, where numbers count as such.
+
+    Raises:
+        IDCError: If there is no such folder, or a file of a run can't be read.
+    """
+    if not folder.is_dir():
+        raise IDCError(f"there is no folder {folder}")
+    paths = sorted(_run_paths(folder), key=lambda path: _natural(str(path)))
+    runs = [_read(path, folder) for path in paths if not _superseded(path)]
+    return [run for run in runs if run is not None]
+
+
+def failed_jobs(sweep: Path) -> dict[str, str]:
+    """Why jobs of a sweep failed, by the names of those that no later one has made up for."""
+    paths = sorted(sweep.glob(f"*{FAILED}*/{REASON}"), key=lambda path: _natural(str(path)))
+    return {
+        _intended(path.parent).name: path.read_text(encoding="utf-8").strip()
+        for path in paths
+        if not _intended(path.parent).exists()
+    }
+
+
+def _run_paths(folder: Path) -> Iterator[Path]:
+    for place, names, _ in os.walk(folder):
+        if ".hydra" in names:
+            yield Path(place)
+            names.clear()  # what lies inside a run is no run
+        names[:] = [name for name in names if not name.startswith(".")]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _intended(path: Path) -> Path:
+    """The folder that a failed run was renamed from."""
+    return path.with_name(re.sub(rf"{re.escape(FAILED)}\d*$", "", path.name))
+
+
+def _superseded(path: Path) -> bool:
+    """Whether the same job was run again, or failed again, later."""
+    intended = _intended(path)
+    if intended == path:
+        return False
+    later = [other for other in path.parent.glob(f"{intended.name}{FAILED}*") if other != path]
+    return intended.exists() or any(_natural(str(other)) > _natural(str(path)) for other in later)
+
+
+def _read(path: Path, folder: Path) -> RunFolder | None:
+    """A run; None for what another command than idc-train has left."""
+    name = str(path.relative_to(folder)) if path != folder else path.resolve().name
+    hydra: Any = _yaml(path / ".hydra" / "hydra.yaml")
+    if hydra["hydra"]["job"]["config_name"] != "train":
+        return None
+    typed: Any = _yaml(path / ".hydra" / "overrides.yaml")
+    results, reason = path / "results.json", path / REASON
+    problem = ""
+    if reason.is_file():
+        problem = " ".join(reason.read_text(encoding="utf-8").split())
+    elif not results.is_file():
+        problem = UNFINISHED
+    pairs = [override.lstrip("+").partition("=") for override in typed]
+    return RunFolder(
+        path=path,
+        name=name,
+        overrides={key: value for key, _, value in pairs},
+        choices={key: str(value) for key, value in hydra["hydra"]["runtime"]["choices"].items()},
+        config=_yaml(path / ".hydra" / "config.yaml"),
+        results=None if problem else _results(results),
+        problem=problem,
+    )
+
+
+def _yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise IDCError(f"can't read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise IDCError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _results(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise IDCError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise IDCError(f"{path} is damaged: {error}") from error
+    return dict(content)

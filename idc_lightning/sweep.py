@@ -1,0 +1,84 @@
+"""A sweep that is started again in its folder: which it was, and what its jobs have reached."""
+
+import json
+import math
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from idc_lightning.errors import IDCError
+
+KEPT = "multirun.yaml"
+"""File in which Hydra keeps the configuration of a sweep."""
+
+
+def check_resumed(folder: Path, config: DictConfig) -> None:
+    """Refuse to resume another sweep than the one that stands in a folder.
+
+    Args:
+        folder: Of the sweep; one that isn't there is begun.
+        config: With Hydra's own values, as the sweep is started now.
+
+    Raises:
+        IDCError: If the folder holds anything else, or wasn't named.
+    """
+    if not any(typed.startswith("hydra.sweep.dir=") for typed in config.hydra.overrides.hydra):
+        raise IDCError("sweep.resume=true: name the sweep's folder by hydra.sweep.dir=<folder>")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / KEPT).is_file():
+        raise IDCError(f"{folder} holds files, but no sweep that could be resumed")
+    before = OmegaConf.load(folder / KEPT)
+    now, then = _typed(config), _typed(before)
+    if now != then:
+        raise IDCError(
+            f"{folder} holds another sweep: it was started with {' '.join(then)}, and now with "
+            f"{' '.join(now)}"
+        )
+
+
+def _typed(config: DictConfig | ListConfig) -> list[str]:
+    """What decides which jobs there are, in the order that numbers them."""
+    return [typed for typed in config.hydra.overrides.task if not typed.startswith("sweep.")]
+
+
+def hold(folder: Path) -> FileLock:
+    """Keep the folder of a sweep for as long as this process lives or the lock is kept.
+
+    Raises:
+        IDCError: If another process has it, or it can't be written.
+    """
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise IDCError(f"another process runs the sweep of {folder}: wait until it ends") from error
+    except OSError as error:
+        raise IDCError(f"can't write {folder}: {error.strerror}") from error
+    return lock
+
+
+def ended_well(folder: Path, config: DictConfig) -> bool:
+    """Whether a job has written all that a run of its configuration leaves."""
+    last = ["results.json", *(["report.html"] if config.report.enabled else [])]
+    return all((folder / name).is_file() for name in last)
+
+
+def job_value(folder: Path, config: DictConfig) -> float | None:
+    """The metric of dev by which a job is ranked.
+
+    Args:
+        folder: Its run folder.
+        config: Its configuration.
+
+    Returns:
+        NaN if it is undefined; None if the command has no such metric.
+    """
+    metric = OmegaConf.select(config, "sweep.metric")
+    if metric is None:
+        return None
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    value = results["dev"][metric]["value"]
+    return math.nan if value is None else float(value)

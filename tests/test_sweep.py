@@ -1,0 +1,164 @@
+"""Sweeps as users run them: jobs fail, are killed, and are started again."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+from helpers_command import SMALL, Command
+
+from idc_lightning.config import Config
+from idc_lightning.errors import IDCError
+from idc_lightning.trainer import build_trainer
+
+GRID = ("-m", *SMALL, "hydra.sweep.dir=grid", "model.head.dropout=0.1,0.2,0.3")
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    return Command(tmp_path, capsys, monkeypatch)
+
+
+@pytest.fixture
+def fails_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None, BaseException], None]:
+    """Let the job with a dropout fail, or none."""
+
+    def choose(dropout: float | None, error: BaseException) -> None:
+        def build(config: Config, *arguments: Any, **named: Any) -> Any:
+            if config.model.head.dropout == dropout:
+                raise error
+            return build_trainer(config, *arguments, **named)
+
+        monkeypatch.setattr("idc_lightning.train.build_trainer", build)
+
+    return choose
+
+
+def left(sweep: Path) -> list[str]:
+    return sorted(path.name for path in sweep.iterdir() if path.is_dir())
+
+
+def test_a_failed_job_does_not_end_the_others_and_is_made_up_for(
+    command: Command, fails_at: Any, tmp_path: Path
+) -> None:
+    grid = tmp_path / "grid"
+    fails_at(0.2, IDCError("the disk is full"))
+    ended = command(*GRID)
+    assert ended.code == 1
+    assert left(grid) == ["0", "1.failed", "2", "leaderboard"]
+    assert "error: job 1: the disk is full" in ended.err
+    assert ended.err.endswith(
+        "error: 1 jobs failed (1): each has its reason in grid/<job>.failed/error.txt\n"
+    )
+    board = pd.read_csv(grid / "leaderboard.csv")
+    assert sorted(board["model.head.dropout"]) == [0.1, 0.2, 0.3]
+    assert board.set_index("runs").loc["1.failed", "problem"] == "the disk is full"
+
+    written = {job: (grid / job / "results.json").stat().st_mtime_ns for job in ("0", "2")}
+    fails_at(None, IDCError(""))
+    ended = command(*GRID, "sweep.resume=true")
+    assert (ended.code, ended.err) == (0, "")
+    assert left(grid) == ["0", "1", "1.failed", "2", "leaderboard"]
+    assert written == {job: (grid / job / "results.json").stat().st_mtime_ns for job in written}
+    board = pd.read_csv(grid / "leaderboard.csv")
+    assert sorted(board["runs"]) == [0, 1, 2]
+    assert board["problem"].isna().all()
+
+
+def test_a_defect_of_a_job_is_recorded_with_its_traceback(
+    command: Command, fails_at: Any, tmp_path: Path
+) -> None:
+    fails_at(0.1, ZeroDivisionError("a defect"))
+    ended = command(*GRID[:-1], "model.head.dropout=0.1,0.2")
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert (tmp_path / "grid/0.failed/error.txt").read_text() == "ZeroDivisionError('a defect')\n"
+    assert (tmp_path / "grid/1/results.json").is_file()
+
+
+def test_an_interrupted_sweep_ends_and_goes_on(
+    command: Command, fails_at: Any, tmp_path: Path
+) -> None:
+    fails_at(0.2, KeyboardInterrupt())
+    ended = command(*GRID)
+    assert (ended.code, ended.err.splitlines()[-1]) == (1, "error: interrupted")
+    assert left(tmp_path / "grid") == ["0", "1.failed"]
+    # As it looks after a kill in the middle of a job.
+    (tmp_path / "grid" / "1.failed").rename(tmp_path / "grid" / "1")
+    (tmp_path / "grid" / "1" / "error.txt").unlink()
+    (tmp_path / "grid" / "1" / "splits.csv").touch()
+    fails_at(None, IDCError(""))
+    assert command(*GRID, "sweep.resume=true").code == 0
+    assert left(tmp_path / "grid") == ["0", "1", "1.failed", "2", "leaderboard"]
+    reason = (tmp_path / "grid" / "1.failed" / "error.txt").read_text()
+    assert reason == "killed before its end\n"
+    assert (tmp_path / "grid" / "1" / ".hydra" / "overrides.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("-m", "hydra.sweep.dir=grid", "seed=0,1"), "grid holds files already"),
+        (
+            ("-m", "hydra.sweep.dir=grid", "seed=0,1,2", "sweep.resume=true"),
+            "grid holds another sweep: it was started with seed=0,1, and now with seed=0,1,2",
+        ),
+        (("-m", "seed=0,1", "sweep.resume=true"), "name the sweep's folder by hydra.sweep.dir"),
+        (
+            ("-m", "hydra.sweep.dir=other", "seed=0,1", "sweep.resume=true"),
+            "other holds files, but no sweep that could be resumed",
+        ),
+        (("sweep.resume=true",), "sweep.resume=true has no effect on a single run: add -m"),
+        (("-m", "sweep.metric=recal", "seed=0"), "sweep.metric"),
+    ],
+)
+def test_what_is_no_sweep_to_go_on_with_is_told(
+    command: Command, tmp_path: Path, typed: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "multirun.yaml").write_text(
+        "hydra: {overrides: {task: ['seed=0,1', sweep.resume=false]}}"
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    ended = command(*typed)
+    assert ended.code == 1
+    assert said in ended.err
+
+
+def test_a_sweep_that_runs_is_not_resumed(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=0,1']}}")
+    with FileLock(tmp_path / "grid" / ".lock"):
+        ended = command("-m", "hydra.sweep.dir=grid", "seed=0,1", "sweep.resume=true")
+    assert ended.code == 1
+    assert ended.err == "error: another process runs the sweep of grid: wait until it ends\n"
+
+
+def test_jobs_at_the_same_time_fail_and_are_killed_alone(tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "idc_lightning.train", "-m", *SMALL, "hydra/launcher=joblib"]
+    start += ["hydra.sweep.dir=grid", "model.head.dropout=0.1,1.5,0.3"]
+    ended = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "1 jobs failed (1)" in ended.stderr
+    assert left(tmp_path / "grid") == ["0", "1.failed", "2", "leaderboard"]
+
+
+def test_a_sweep_gives_its_metric_to_whoever_searches(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "hydra._internal.callbacks.Callbacks.on_job_end",
+        lambda *_, job_return, **__: given.append(job_return.return_value),
+    )
+    assert command(*GRID[:-1], "seed=0", "sweep.metric=auroc").code == 0
+    results = json.loads((tmp_path / "grid" / "0" / "results.json").read_text())
+    assert given == [results["dev"]["auroc"]["value"]]
