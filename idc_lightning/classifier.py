@@ -24,6 +24,7 @@ from idc_lightning.metrics import idc_probability, patch_metrics
 from idc_lightning.models.backbone import load_pretrained, read_checkpoint
 from idc_lightning.models.batchnorm import adapt_batchnorm
 from idc_lightning.models.compiled import compile_backbone
+from idc_lightning.models.dropout import seed_draws
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.optim import Steps, build_optimizer, build_scheduler
 
@@ -221,6 +222,7 @@ class IDCClassifier(lightning.LightningModule):
             # `BlockCurves` logs it of more steps than the last one.
             self.log("train/loss", output["loss"], prog_bar=True, logger=False, batch_size=size)
             return output
+        seed_draws(self.device, self.data.seed, self.global_step, self.global_rank)
         loss = self._step(batch, batch_idx, "train")
         # A GPU has to be waited for; a loss that isn't finite stays so until the next look.
         waits = loss.device.type != "cpu"
@@ -250,6 +252,8 @@ class IDCClassifier(lightning.LightningModule):
         # that would round its gradients.
         with torch.autocast(self.device.type, enabled=False):
             for number, part in enumerate(split_block(batch, self.data.batch_size)):
+                step = self.global_step + number
+                seed_draws(self.device, self.data.seed, step, self.global_rank)
                 loss = self._step(part, batch_idx + number, "train")
                 rates.append(float(optimizer.param_groups[0]["lr"]))
                 self.descend(optimizer, loss)

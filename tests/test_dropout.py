@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from idc_lightning.models.dropout import Dropout
+from idc_lightning.models.dropout import Dropout, seed_draws
 
 ONES = torch.ones(400, 256)
 
@@ -24,6 +24,19 @@ def test_draws_follow_the_seed_and_differ_from_call_to_call() -> None:
     torch.manual_seed(1)
     assert torch.equal(layer(ONES), first)
     assert not torch.equal(first, second)
+
+
+def test_draws_depend_on_all_numbers_and_nothing_before() -> None:
+    def drawn(*numbers: int) -> torch.Tensor:
+        torch.rand(3)
+        seed_draws(torch.device("cpu"), *numbers)
+        return Dropout(0.5)(ONES)
+
+    first = drawn(0, 12, 0)
+    assert torch.equal(drawn(0, 12, 0), first)
+    for others in ((1, 12, 0), (0, 13, 0), (0, 12, 1), (0, 1, 20), (12, 0, 0)):
+        kept = (drawn(*others) != 0) == (first != 0)
+        assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.01)
 
 
 def test_gradients_pass_where_values_are_kept() -> None:

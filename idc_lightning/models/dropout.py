@@ -1,4 +1,6 @@
-"""Dropout whose draws cost little on a CPU."""
+"""Dropout whose draws cost little on a CPU, and follow from what they are drawn for."""
+
+import hashlib
 
 import torch
 from torch import Tensor, nn
@@ -17,3 +19,20 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         kept = torch.rand_like(input, requires_grad=False) >= self.p
         return input * kept.to(input.dtype).mul_(1 / (1 - self.p))
+
+
+def seed_draws(device: torch.device, *numbers: int) -> None:
+    """Let what is drawn next depend on these numbers alone, such as seed and step of a run.
+
+    A run that goes on from a checkpoint so draws as if it had never been interrupted.
+
+    Args:
+        device: Where it will be drawn.
+        numbers: Any; torch takes 32 bits of them on a CPU, mixed from all.
+    """
+    text = ",".join(map(str, numbers)).encode()
+    seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
