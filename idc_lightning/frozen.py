@@ -129,6 +129,7 @@ def _announce(
     cache: FeatureCache, lacking: dict[int, npt.NDArray[np.int64]], dtype: torch.dtype
 ) -> None:
     count = sum(len(rows) for rows in lacking.values())
+    cache.check_room(count)
     size = count * cache.shape[1] * dtype.itemsize
     print(
         f"computing the frozen backbone once: {count:,} views of patches, {in_units(size)} in "

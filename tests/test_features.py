@@ -2,7 +2,11 @@
 
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -137,20 +141,49 @@ def test_a_cache_of_other_features_is_refused(tmp_path: Path) -> None:
         cache_in(tmp_path / "cache", torch.bfloat16)
 
 
-def test_a_full_disk_is_told_and_what_was_marked_stays(
+FULL_DISK = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from idc_lightning.data.features import FeatureCache
+from idc_lightning.errors import IDCError
+cache = FeatureCache(Path(sys.argv[1]), patches=4000, width=256, dtype=torch.float32)
+rows = np.arange(4000)
+cache.write(0, rows[:9], torch.ones(9, 256))
+try:
+    cache.write(0, rows[9:], torch.ones(3991, 256))
+except IDCError as error:
+    print(error)
+assert cache.missing(0, rows).tolist() == rows[9:].tolist()
+"""
+
+
+def test_a_full_disk_is_told_and_what_was_marked_stays(tmp_path: Path) -> None:
+    """On a small disk, where a memory map would end the process without a word."""
+    mount = f"mount -t tmpfs -o size=1m none {shlex.quote(str(tmp_path))}"
+    small = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    if not shutil.which("unshare") or subprocess.run([*small, mount], check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    program = shlex.join([sys.executable, "-c", FULL_DISK, str(tmp_path / "cache")])
+    ended = subprocess.run(
+        [*small, f"{mount} && {program}"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "view-0.npy: No space left on device" in ended.stdout
+    assert "data.features=off" in ended.stdout
+    assert ended.stdout.count("\n") == 1
+
+
+def test_too_little_room_is_told_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = cache_in(tmp_path / "cache")
-    cache.write(0, ALL[:9], values(0, ALL[:9]))
-
-    def no_space(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(np.memmap, "flush", no_space)
-        with told("can't write", "view-0.npy: No space left on device", "data.features=off"):
-            cache.write(0, ALL[9:], values(0, ALL[9:]))
-    assert cache.missing(0, ALL).tolist() == ALL[9:].tolist()
+    usage = shutil.disk_usage(tmp_path)
+    needed = PATCHES * WIDTH * 4
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    cache.check_room(PATCHES)
+    with told("features of 41 views of patches take 1 MB", "room", "data.features=off"):
+        cache.check_room(PATCHES + 1)
 
 
 def fill_and_count(folder: Path, at_once: object, counted: object) -> None:

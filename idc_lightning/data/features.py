@@ -5,11 +5,12 @@ disk, so that runs with other splits share them and a run that was killed leaves
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from idc_lightning.data.views import VIEWS
 from idc_lightning.errors import IDCError
-from idc_lightning.files import locked, made_once, replaced, write_text
+from idc_lightning.files import in_units, locked, made_once, replaced, write_text
 
 FOLDER = "features"
 """Folder of all features in a cache."""
@@ -109,6 +110,21 @@ class FeatureCache:
         with locked(self.folder, waiting=f"waiting for another process that fills {self.folder}"):
             yield
 
+    def check_room(self, rows: int) -> None:
+        """Stop before so many rows are computed if the disk can't take them.
+
+        Raises:
+            IDCError: If it has too little room.
+        """
+        size = rows * self.shape[1] * self.dtype.itemsize
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise IDCError(
+                f"features of {rows:,} views of patches take {in_units(size)}, but {self.folder} "
+                f"has {in_units(free)} of room: free some, choose another cache=<folder>, or set "
+                "data.features=off"
+            )
+
     def missing(self, view: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Which of some patches have no features of a view yet, ordered, each once."""
         wanted = np.zeros(self.shape[0], dtype=bool)
@@ -127,17 +143,13 @@ class FeatureCache:
             IDCError: If they can't be written.
         """
         path = self._path(view)
+        values = features.to(self.dtype).cpu()
+        raw = values.view(torch.uint16) if self.dtype == torch.bfloat16 else values
         try:
             if not path.exists():
                 with replaced(path) as partial:
-                    np.lib.format.open_memmap(
-                        partial, mode="w+", dtype=KINDS[self.dtype], shape=self.shape
-                    ).flush()
-            array = self._open(path, "r+")
-            values = features.to(self.dtype).cpu()
-            raw = values.view(torch.uint16) if self.dtype == torch.bfloat16 else values
-            array[places] = raw.numpy()
-            array.flush()
+                    _write_empty(partial, self.shape, np.dtype(KINDS[self.dtype]))
+            _write_rows(path, self._open(path).offset, places, raw.numpy())
         except OSError as error:
             raise _cannot_write(path, error) from error
         done = self._done()
@@ -155,15 +167,15 @@ class FeatureCache:
         Raises:
             IDCError: If they are damaged.
         """
-        arrays = {view: np.asarray(self._open(self._path(view), "r")) for view in views}
+        arrays = {view: np.asarray(self._open(self._path(view))) for view in views}
         return Features(arrays, places, self.dtype)
 
     def _path(self, view: int) -> Path:
         return self.folder / f"view-{view}.npy"
 
-    def _open(self, path: Path, mode: Literal["r", "r+"]) -> "np.memmap[Any, Any]":
+    def _open(self, path: Path) -> "np.memmap[Any, Any]":
         try:
-            array: np.memmap[Any, Any] = np.load(path, mmap_mode=mode)
+            array: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(self.folder) from error
         if array.shape != self.shape or array.dtype != KINDS[self.dtype]:
@@ -181,6 +193,26 @@ class FeatureCache:
             raise _damaged(self.folder)
         found: npt.NDArray[np.bool_] = done
         return found
+
+
+def _write_empty(path: Path, shape: tuple[int, int], dtype: "np.dtype[Any]") -> None:
+    """Write an array of zeros that takes no room where file systems allow it."""
+    facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, facts)
+        file.truncate(file.tell() + shape[0] * shape[1] * dtype.itemsize)
+
+
+def _write_rows(
+    path: Path, start: int, places: npt.NDArray[np.int64], rows: npt.NDArray[np.generic]
+) -> None:
+    """Write rows into the array of a file whose data begin at a byte."""
+    ends = np.flatnonzero(np.diff(places) != 1) + 1
+    # Writing tells of a full disk by an error; a memory map would end the process.
+    with path.open("r+b") as file:
+        for first, run in zip([0, *ends.tolist()], np.split(rows, ends), strict=True):
+            file.seek(start + int(places[first]) * rows[0].nbytes)
+            file.write(np.ascontiguousarray(run).data)
 
 
 def _save(path: Path, array: npt.NDArray[np.bool_]) -> None:
