@@ -27,6 +27,7 @@ BATCH = 32
 """Images in a batch of any phase."""
 
 EPOCHS = 30
+"""Epochs of its training."""
 
 RATES = (1e-6, 0.006)
 """Lowest and highest learning rate, which the notebook read off its curve."""

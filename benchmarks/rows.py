@@ -21,7 +21,7 @@ from benchmarks.measure import (
     run_part,
     seconds_row,
 )
-from benchmarks.notebook_loop import BATCH, PHASES, NotebookLoop, decode_one_by_one
+from benchmarks.notebook_loop import BATCH, EPOCHS, PHASES, NotebookLoop, decode_one_by_one
 from benchmarks.ours import (
     FLIPS,
     configured,
@@ -84,7 +84,7 @@ SCALES = {
         patches=None,
         alternations=5,
         runs=5,
-        epochs=30,
+        epochs=EPOCHS,
         sample=4096,
         batches=40,
         loading=2.0,
