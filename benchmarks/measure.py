@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 """Folder of the project, in which child processes run."""
 
 RESULTS = Path(__file__).with_name("results.json")
+"""Where the full benchmark's results are kept."""
 
 COLUMNS = ("row", "ours", "other", "unit", "ratio", "must")
 """What results.json says of a row."""

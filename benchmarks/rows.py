@@ -185,7 +185,7 @@ class Bench:
             return len(decode_one_by_one(self.data.index.root, paths))
 
         found, single = medians(ours, rate(other), number=self.scale.alternations)
-        yield rate_row("building the store", found, single, 1.5)
+        yield rate_row("building the store", found, single, 1.5, note=f"{len(paths):,} patches")
 
     def loading(self) -> Iterator[Row]:
         """The data path into float batches."""
@@ -297,15 +297,15 @@ class Bench:
     def from_nothing(self) -> Iterator[Row]:
         """The notebook's epochs, store and features built from nothing."""
         ours, other = self._whole(self.cold)
-        name = f"the notebook's {self.scale.epochs} epochs, from nothing"
-        yield seconds_row(name, ours, other, 35, note=self.scaled)
+        yield seconds_row(
+            "the notebook's training, from nothing", ours, other, 35, note=self.scaled
+        )
 
     def warm(self) -> Iterator[Row]:
         """The same with a warm cache."""
         cache = self.warm_cache()
         ours, other = self._whole(lambda: self.run(cache))
-        name = f"the notebook's {self.scale.epochs} epochs, warm cache"
-        yield seconds_row(name, ours, other, 90, note=self.scaled)
+        yield seconds_row("the notebook's training, warm cache", ours, other, 90, note=self.scaled)
 
     def sweep(self) -> Iterator[Row]:
         """A grid of runs, against as many of the notebook."""
@@ -318,10 +318,13 @@ class Bench:
 
     def memory(self) -> Iterator[Row]:
         """Peak memory of training on as many patches as the public data set has."""
-        name, most = "peak memory of training on {:,} patches", 1.5
+        name, most = "peak memory of training", 1.5
         if self.whole and self.full_cache is None:
-            note = "not measured: give --full-cache=<folder that benchmarks.full_scale has filled>"
-            yield bound_row(name.format(FULL_PATCHES), None, most, unit="GB", note=note)
+            note = (
+                f"not measured on {FULL_PATCHES:,} patches: give --full-cache=<folder that "
+                "benchmarks.full_scale has filled>"
+            )
+            yield bound_row(name, None, most, unit="GB", note=note)
             return
         if self.full_cache is None:
             given, patches = self.overrides(self.scratch / "shared"), len(self.data.table)
@@ -333,10 +336,10 @@ class Bench:
         ended = run_child("idc_lightning.train", "experiment=notebook", *single, *given)
         shutil.rmtree(folder)
         note = (
-            "idc-train experiment=notebook, an epoch with its report; without mapped pages of "
-            f"files, {ended.maxrss / 1e9:.2f} GB with them"
+            f"idc-train experiment=notebook on {patches:,} patches, an epoch with its report; "
+            f"without mapped pages of files, {ended.maxrss / 1e9:.2f} GB with them"
         )
-        yield bound_row(name.format(patches), ended.peak / 1e9, most, unit="GB", note=note)
+        yield bound_row(name, ended.peak / 1e9, most, unit="GB", note=note)
 
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -349,7 +352,11 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "grid": Bench.sweep,
     "memory": Bench.memory,
 }
-"""Rows by the names that the command knows; some give two."""
+"""Rows by the names that the command knows; some give two.
+
+What a row is called doesn't depend on the scale, which its note tells, so that results of several
+machines and scales can be held together row by row.
+"""
 
 
 def measured(bench: Bench, names: list[str]) -> Iterator[tuple[str, list[Row], float]]:

@@ -1,7 +1,7 @@
 """The benchmark as a command: ``python -m benchmarks.run [quick] [--data <folder>] [--rows ...]``.
 
 Measures this project beside the notebook on the same patches, prints the table and writes
-results.json after each row.
+a file of results after each row.
 """
 
 import argparse
@@ -18,6 +18,9 @@ from idc_lightning.memory import keep_freed_memory
 DEMO = {"full": (32, 26_664), "quick": (12, 2_400)}
 """Patients and patches of the demo tissue that is made where no data is given."""
 
+OUT = {"full": RESULTS, "quick": RESULTS.with_name("results_quick.json")}
+"""Where each scale keeps its results, apart since its values say nothing of the other's."""
+
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
@@ -33,8 +36,17 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--full-cache", type=Path, help="cache of benchmarks.full_scale, to measure memory on"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where results.json is written")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--out", type=Path, help="a new file; else results.json, of quick results_quick.json"
+    )
+    options = parser.parse_args(arguments)
+    own = OUT[options.scale]
+    if options.out is None or options.out.resolve() == own:
+        options.out = own
+    elif options.out.exists() or options.out.resolve() in OUT.values():
+        # Its rows don't tell of which scale they are, and rows of another one must not stay.
+        parser.error(f"{options.out} may hold another scale: choose a new file, or no --out")
+    return options
 
 
 def patches_folder(options: argparse.Namespace, scratch: Path) -> Path:

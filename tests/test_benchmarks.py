@@ -319,6 +319,7 @@ def test_memory_of_the_full_data_is_not_measured_without_its_cache(tmp_path: Pat
     ).memory()
     assert row.met is None
     assert "--full-cache" in row.note
+    assert "277,524 patches" in row.note
 
 
 def test_the_command_measures_the_rows_that_are_asked_for(
@@ -333,6 +334,24 @@ def test_the_command_measures_the_rows_that_are_asked_for(
     assert [row.values() for row in found] == json.loads(out.read_text())
     assert set(json.loads(out.read_text())[0]) == set(measure.COLUMNS)
     assert "python -m benchmarks.run quick" in capsys.readouterr().out
+
+
+def test_each_scale_keeps_its_results_in_a_file_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.parsed([]).out == measure.RESULTS
+    assert run.parsed([f"--out={measure.RESULTS}"]).out == measure.RESULTS
+    assert run.parsed(["quick"]).out == measure.RESULTS.with_name("results_quick.json")
+    assert run.parsed(["quick", f"--out={tmp_path}/new.json"]).out == tmp_path / "new.json"
+    (tmp_path / "old.json").write_text("[]")
+    for scale, out in [
+        ("quick", measure.RESULTS),
+        ("full", run.OUT["quick"]),
+        ("full", tmp_path / "old.json"),
+    ]:
+        with pytest.raises(SystemExit):
+            run.parsed([scale, f"--out={out}"])
+        assert f"{out} may hold another scale" in capsys.readouterr().err
 
 
 def test_full_scale_goes_on_where_it_was_interrupted(
