@@ -1,7 +1,8 @@
 """How time and memory grow to the size of the public data set: ``python -m benchmarks.full_scale``.
 
 Each stage runs in a process of its own on demo tissue of several sizes. What is measured already
-stands in full_scale.json and isn't measured again, so an interrupted run goes on.
+stands in full_scale.json and isn't measured again, so an interrupted run goes on. What an earlier
+version of the measurement has found doesn't count as measured.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import header
+from benchmarks.machine import commit, header
 from benchmarks.measure import Ended, run_child, run_part
 from benchmarks.ours import configured
 from benchmarks.rows import FULL_PATCHES
@@ -21,6 +22,13 @@ from idc_lightning.data.source import find_source
 from idc_lightning.files import write_text
 
 RESULTS = Path(__file__).with_name("full_scale.json")
+
+MEASUREMENT = 2
+"""Version of the measurement: raise it when a stage changes, or what counts as memory.
+
+1 added up the memory of processes, so that pages that a fork shares counted for each (RssAnon and
+RssShmem); 2 counts them once (see `benchmarks.measure.MemoryWatch`).
+"""
 
 POINTS = {26_664: 32, 60_000: 279, 120_000: 279, FULL_PATCHES: 279}
 """Number of patients by number of patches."""
@@ -142,13 +150,16 @@ def measure(stage: str, point: Point) -> dict[str, Any]:
     """An entry of full_scale.json.
 
     Its seconds are those of a command from start to end, or what a part of `benchmarks.child`
-    says; ``start`` is how long after its start the first train batch had ended.
+    says; ``start`` is how long after its start the first train batch had ended. ``commit`` is that
+    of the project, null where it isn't known.
     """
     ended = STAGES[stage](point)
     printed = ended.printed if ended.out.rstrip().endswith("}") else {}
     entry: dict[str, Any] = {
         "patches": point.patches,
         "stage": stage,
+        "measurement": MEASUREMENT,
+        "commit": commit(),
         "seconds": round(printed.get("seconds", ended.seconds), 2),
         "peak_gb": round(ended.peak / 1e9, 3),
         "maxrss_gb": round(ended.maxrss / 1e9, 3),
@@ -165,19 +176,28 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def measure_all(cache: Path, points: Sequence[int], out: Path) -> list[dict[str, Any]]:
-    """Measure what ``out`` lacks, and add it there."""
+    """Measure what ``out`` lacks, and add it there in place of what an earlier version found.
+
+    Returns:
+        The entries of this version.
+    """
     entries = read(out)
-    done = {(entry["patches"], entry["stage"]) for entry in entries}
     for patches in points:
         point = Point(POINTS[patches], patches, cache / str(patches))
         for stage in STAGES:
-            if (patches, stage) in done:
+            same = [entry for entry in entries if _key(entry) == (patches, stage)]
+            if any(entry["measurement"] == MEASUREMENT for entry in same):
                 continue
             print(f"{patches:,} patches: {stage}", flush=True)
-            entries.append(measure(stage, point))
+            found = measure(stage, point)
+            entries = [*(entry for entry in entries if entry not in same), found]
             lines = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
             write_text(out, f"[\n{lines}\n]\n")
-    return entries
+    return [entry for entry in entries if entry["measurement"] == MEASUREMENT]
+
+
+def _key(entry: dict[str, Any]) -> tuple[int, str]:
+    return entry["patches"], entry["stage"]
 
 
 def markdown(entries: Sequence[dict[str, Any]]) -> str:

@@ -4,9 +4,12 @@ import datetime
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import torch
+
+from benchmarks.measure import ROOT
 
 
 def header(command: str) -> str:
@@ -22,6 +25,18 @@ def header(command: str) -> str:
             f"- Python {platform.python_version()}, torch {torch.__version__}",
         ]
     )
+
+
+def commit() -> str | None:
+    """Short hash of the project's commit; None if the project isn't a clone of its own."""
+    asked = ["git", "rev-parse", "--show-toplevel", "--short", "HEAD"]
+    try:
+        answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no clone
+        return None
+    top, found = answer.stdout.splitlines()
+    # A copy of the project may lie within a clone of something else.
+    return found if Path(top) == ROOT else None
 
 
 def _processor() -> str:

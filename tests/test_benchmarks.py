@@ -369,14 +369,41 @@ def test_full_scale_goes_on_where_it_was_interrupted(
     for stage in full_scale.STAGES:
         monkeypatch.setitem(full_scale.STAGES, stage, lambda point, s=stage: ended(s, point))
     out = tmp_path / "full_scale.json"
+    version = full_scale.MEASUREMENT
+    index = {"stage": "index", "seconds": 1.0, "peak_gb": 1.0, "maxrss_gb": 1.0, "commit": None}
+    before = [
+        index | {"patches": 60_000, "measurement": version},
+        index | {"patches": 120_000, "measurement": 1},
+        index | {"patches": 26_664, "measurement": 1},
+    ]
+    out.write_text(json.dumps(before))
     with pytest.raises(KeyboardInterrupt):
         full_scale.measure_all(tmp_path, [26_664], out)
-    entries = full_scale.measure_all(tmp_path, [26_664], out)
+    other, *entries = full_scale.measure_all(tmp_path, [26_664], out)
+    assert other == before[0]
     assert [entry["stage"] for entry in entries] == list(full_scale.STAGES)
+    assert {entry["measurement"] for entry in entries} == {version}
+    assert {entry["commit"] for entry in entries} == {machine.commit()}
     assert len(called) == len(full_scale.STAGES) + 1
-    printed = full_scale.markdown(full_scale.read(out))
+    assert full_scale.read(out) == [*before[:2], *entries]
+    printed = full_scale.markdown(entries)
     assert "| index | 9.0 s, 1.50 GB |" in printed
     assert "| 2.0 s, 1.50 GB, first step after 7.0 s |" in printed
+
+
+def test_the_commit_is_that_of_the_project_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() is None
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert machine.commit() is None
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    assert len(machine.commit() or "") >= 4
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(machine, "ROOT", tmp_path / "copy")
+    assert machine.commit() is None
 
 
 def test_the_header_names_command_and_versions() -> None:
