@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers_data import make_patches, pixels_of, tissue
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +26,8 @@ from benchmarks.ours import (
     train_by_framework,
 )
 from idc_lightning.classifier import IDCClassifier
+from idc_lightning.conf_folder import conf_folder
+from idc_lightning.config import Config
 from idc_lightning.data.demo import make_demo
 from idc_lightning.data.index import read_index
 
@@ -288,6 +293,79 @@ def test_rows_of_store_and_data_path_are_measured(tmp_path: Path) -> None:
         assert row.other is not None
         assert row.ratio == row.ours / row.other
         assert row.unit == "images/s"
+
+
+class Commands:
+    """Stands in for child processes: composes and checks what they are given, runs nothing.
+
+    Attributes:
+        jobs: The configurations of each command, one of a run and several of a sweep.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[list[Config]] = []
+
+    def __call__(self, module: str, *given: str) -> measure.Ended:
+        assert module == "idc_lightning.train"
+        overrides = [override for override in given if override != "-m"]
+        sweeps = "-m" in given
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        (jobs,) = BasicSweeper.split_arguments(parsed, None) if sweeps else [[overrides]]
+        self.jobs.append([])
+        for number, job in enumerate(jobs):
+            with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+                composed = compose("train", overrides=list(job), return_hydra_config=True)
+            folder = Path(composed.hydra.sweep.dir, str(number))
+            if not sweeps:
+                folder = Path(composed.hydra.run.dir)
+            config = configured(*job)
+            assert config.idle({override.partition("=")[0] for override in job}) is None
+            config.cache.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)
+            (folder / "results.json").touch()
+            self.jobs[-1].append(config)
+        return measure.Ended(10.0, 1_000_000_000, 2_000_000_000, "")
+
+
+def test_rows_of_steps_predictions_and_whole_runs_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tiny(rows.Bench):
+        def overrides(self, cache: Path) -> tuple[str, ...]:
+            small = ("model.backbone=shufflenet_v2_x0_5", "data.batch_size=16")
+            return (*super().overrides(cache), *small)
+
+    commands = Commands()
+    monkeypatch.setattr(rows, "run_child", commands)
+    monkeypatch.setattr(rows, "bf16_rate", lambda: 1e11)
+    make_demo(tmp_path / "demo", patients=8, patches=480, seed=0)
+    scale = small_scale(200)
+    bench = Tiny(tmp_path / "demo", tmp_path / "work", scale, full_cache=None, whole=False)
+    names = ["training", "predictions", "cold", "warm", "grid", "memory"]
+    found = [row for _, of_name, _ in rows.measured(bench, names) for row in of_name]
+    bench.full_cache = tmp_path / "full"
+    found += bench.memory()
+
+    committed = {values["row"] for values in measure.read_rows(measure.RESULTS)}
+    assert {row.row for row in found} <= committed | {"a grid of 12 such runs"}
+    assert [row.must for row in found] == [1.8, 0.95, 2, 0.6, 35, 90, 80, 1.5, 1.5]
+    assert all(row.ours is not None and row.ours > 0 for row in found)
+    assert [row.unit for row in found] == ["images/s"] * 4 + ["s"] * 3 + ["GB"] * 2
+    notes = [row.note for row in found]
+    assert "3 epochs of 480 patches" in notes[4]
+    assert "480 patches" in notes[7]
+    assert "277,524 patches" in notes[8]
+
+    cold, warm, grid, small, full = commands.jobs
+    assert [len(jobs) for jobs in commands.jobs] == [1, 1, rows.GRID_RUNS, 1, 1]
+    for config in (*cold, *warm, *grid, *small, *full):
+        assert config.model.freeze_backbone
+        assert config.model.weights == "none"
+    assert cold[0].cache == warm[0].cache == grid[0].cache
+    assert [config.trainer.epochs for config in (*cold, *warm, *grid)] == [3] * 14
+    assert [config.trainer.epochs for config in (*small, *full)] == [1, 1]
+    assert len({config.digest() for config in grid}) == rows.GRID_RUNS
+    assert full[0].data.name == "demo"
 
 
 def test_steps_are_timed_with_and_without_the_framework(tmp_path: Path) -> None:
