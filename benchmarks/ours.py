@@ -22,12 +22,11 @@ from idc_lightning.data.augment import augment
 from idc_lightning.data.batches import Batch
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import PATCH
-from idc_lightning.frozen import MIXED
 from idc_lightning.inference import predict_logits
 from idc_lightning.models.network import Normalize, PatchNetwork
 from idc_lightning.optim import build_optimizer
 from idc_lightning.runs import Run
-from idc_lightning.trainer import build_trainer, resolve_precision
+from idc_lightning.trainer import MIXED, build_trainer, resolve_precision
 
 FLIPS = ("data.augment.turns=false", "data.augment.stain_jitter=0.0", "data.augment.brightness=0.0")
 """Overrides that leave what the notebook does to its images."""

@@ -188,7 +188,7 @@ class IDCClassifier(lightning.LightningModule):
                 splits,
                 precision=str(self.trainer.precision),
                 compiled=self.model_config.compile,
-                context=self.trainer.precision_plugin.forward_context(),
+                context=self.trainer.precision_plugin.forward_context,
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -49,6 +49,18 @@ def in_units(size: float) -> str:
     return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
 
 
+def sync(path: Path) -> None:
+    """Wait until a file lies on the disk, so that it survives a loss of power."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def taken(folder: Path) -> int:
+    """Bytes that the files of a folder take on the disk; of a sparse file only what is written."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(512 * getattr(each, "st_blocks", -(-each.st_size // 512)) for each in found)
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Give a temporary name, to be written in the block and renamed to ``path`` at its end.
@@ -103,7 +115,7 @@ def remade(folder: Path) -> Iterator[Path]:
         IDCError: If the folder can't be made.
     """
     # Nobody else is here, so what bears this name was left by a process that was killed.
-    partial = folder.parent / f".{folder.name}.partial"
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -114,6 +126,11 @@ def remade(folder: Path) -> Iterator[Path]:
         _rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_of(folder: Path) -> Path:
+    """Where `remade` makes a folder before it becomes whole."""
+    return folder.parent / f".{folder.name}.partial"
 
 
 @contextmanager

@@ -5,27 +5,30 @@ and the runs of a sweep compute them once.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
+from multiprocessing import current_process
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from idc_lightning.config import Config
 from idc_lightning.data.augment import as_float
 from idc_lightning.data.datamodule import IDCDataModule
-from idc_lightning.data.features import FOLDER, FORMAT, FeatureCache, Features
+from idc_lightning.data.features import FOLDER, FORMAT, FeatureCache, Features, stored_dtype
 from idc_lightning.data.views import possible_views, viewed
 from idc_lightning.errors import IDCError
 from idc_lightning.files import in_units
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.progress import watched
 
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""What each precision computes in where that is safe; all others in float32."""
+VERSIONS = (torch.__version__, torchvision.__version__)
+"""Of the packages that hold the backbones and compute them."""
 
 BATCH = 512
 """Patches that are computed at once."""
@@ -68,7 +71,7 @@ def compute_features(
     *,
     precision: str,
     compiled: bool,
-    context: AbstractContextManager[None],
+    context: Callable[[], AbstractContextManager[None]],
 ) -> Features:
     """Compute what the cache lacks.
 
@@ -80,7 +83,7 @@ def compute_features(
             as they are.
         precision: Lightning's name of it.
         compiled: Whether the backbone is compiled, which rounds otherwise.
-        context: In which the network computes, such as autocast.
+        context: Makes that in which the network computes, such as autocast.
 
     Returns:
         Features of all patches of these splits.
@@ -89,10 +92,12 @@ def compute_features(
         IDCError: If features aren't finite, or can't be written.
     """
     store = data.store
-    dtype = MIXED.get(precision, torch.float32)
     key = _key(network, backbone, precision, store.key, compiled=compiled)
+    folder = data.cache.expanduser() / FOLDER / key
+    with context(), torch.inference_mode():
+        dtype = stored_dtype(folder) or _computed_dtype(network, data)
     cache = FeatureCache(
-        data.cache.expanduser() / FOLDER / key,
+        folder,
         patches=len(store.packed),
         width=network.width,
         dtype=dtype,
@@ -102,9 +107,11 @@ def compute_features(
         with cache.filling():
             lacking = _lacking(cache, wanted, store.places)
             if lacking:  # another process may have computed them meanwhile
-                _announce(cache, lacking, dtype)
-                with context, torch.inference_mode():
+                _announce(cache, lacking)
+                with context(), torch.inference_mode(), _all_threads():
                     _fill(network, cache, data, lacking)
+            # Within the lock, so that nobody cleans the cache before.
+            return cache.open(sorted(wanted), store.places)
     return cache.open(sorted(wanted), store.places)
 
 
@@ -125,12 +132,43 @@ def _lacking(
     return {view: rows for view, rows in missing.items() if len(rows)}
 
 
-def _announce(
-    cache: FeatureCache, lacking: dict[int, npt.NDArray[np.int64]], dtype: torch.dtype
-) -> None:
+def _computed_dtype(network: PatchNetwork, data: IDCDataModule) -> torch.dtype:
+    """In what the backbone gives features, which in a mixed precision depends on its layers.
+
+    On as many patches as are computed at once, for which a backbone may be compiled.
+    """
+    device = next(network.parameters()).device
+    rows = np.arange(min(BATCH, len(data.store.packed)))
+    with _evaluating(network):
+        return network.pooled(_images(data, rows, 0, device)).dtype
+
+
+@contextmanager
+def _evaluating(network: PatchNetwork) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """Take the threads of the other jobs, too, which wait in a sweep that runs them in parallel."""
+    threads = torch.get_num_threads()
+    if current_process().name.startswith("LokyProcess"):
+        torch.set_num_threads(joblib.cpu_count())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _announce(cache: FeatureCache, lacking: dict[int, npt.NDArray[np.int64]]) -> None:
     count = sum(len(rows) for rows in lacking.values())
     cache.check_room(count)
-    size = count * cache.shape[1] * dtype.itemsize
+    size = count * cache.shape[1] * cache.dtype.itemsize
     print(
         f"computing the frozen backbone once: {count:,} views of patches, {in_units(size)} in "
         f"{cache.folder}",
@@ -150,20 +188,17 @@ def _fill(
         for start in range(0, len(rows), BATCH)
     ]
     device = next(network.parameters()).device
-    training = network.training
-    network.eval()
-    try:
+    with _evaluating(network):
         for view, rows, found in _chunks(
-            (view, rows, network.features(_images(data, rows, view, device))[:, 0, 0])
+            (view, rows, network.pooled(_images(data, rows, view, device))[:, :, 0, 0])
             for view, rows in watched(batches, "computing the frozen backbone")
         ):
             if not bool(torch.isfinite(found).all()):
                 raise IDCError(
-                    "features of the frozen backbone are not finite: model.weights can't be used"
+                    "features of the frozen backbone are not finite: model.weights can't be used, "
+                    "or only in trainer.precision=32-true"
                 )
             cache.write(view, rows, found)
-    finally:
-        network.train(training)
 
 
 def _images(
@@ -191,7 +226,7 @@ def _key(
     """Name of the features: a hash of all that they depend on."""
     digest = hashlib.blake2b(digest_size=12)
     device = next(network.parameters()).device.type
-    facts = (FORMAT, backbone, precision, compiled, device, store, torch.__version__)
+    facts = (FORMAT, backbone, precision, compiled, device, store, *VERSIONS)
     digest.update(repr(facts).encode())
     for part in (network.normalize, network.backbone):
         _add_weights(digest, part)

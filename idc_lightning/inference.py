@@ -12,10 +12,9 @@ from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch, Crops, loader
 from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
-from idc_lightning.frozen import MIXED
 from idc_lightning.progress import watched
 from idc_lightning.runs import Run
-from idc_lightning.trainer import resolve_accelerator, resolve_precision
+from idc_lightning.trainer import MIXED, resolve_accelerator, resolve_precision
 
 
 def predict_logits(

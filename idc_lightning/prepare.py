@@ -12,7 +12,7 @@ from idc_lightning.data.pack import STORES, Stored, stored_packs
 from idc_lightning.data.source import find_source
 from idc_lightning.data.store import open_store
 from idc_lightning.errors import IDCError
-from idc_lightning.files import in_units, locked, write_text
+from idc_lightning.files import in_units, locked, partial_of, taken, write_text
 from idc_lightning.results.summary import console, health_table
 
 
@@ -57,6 +57,9 @@ def stores_lines(cache: Path, used: Path) -> list[str]:
     stores = stored_packs(cache)
     lines = [f"store: {_described(stored)}" for stored in stores if stored.folder == used]
     others = [f"also stored: {_described(stored)}" for stored in stores if stored.folder != used]
+    features = taken(cache.expanduser() / FEATURES)
+    if features:
+        others.append(f"features of frozen backbones: {in_units(features)} in {cache / FEATURES}")
     if others:
         others.append("idc-prepare clean=true removes all stores and features")
     return lines + others
@@ -81,19 +84,27 @@ def clean(cache: Path) -> str:
         IDCError: If something can't be removed.
     """
     removed, size = 0, 0
-    for path in [path for name in (STORES, FEATURES) for path in (cache / name).glob("*/")]:
-        whole = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
+    found = [path for name in (STORES, FEATURES) for path in (cache / name).glob("*/")]
+    for whole in dict.fromkeys(map(_whole, found)):
         with locked(whole, waiting=f"waiting for another process that makes {whole}"):
-            if path.is_dir():
-                size += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                removed += 1
-                try:
-                    shutil.rmtree(path)
-                except OSError as error:
-                    raise IDCError(f"can't remove {error.filename}: {error.strerror}") from error
+            for path in (whole, partial_of(whole)):  # it may have become whole meanwhile
+                if path.is_dir() and not path.is_symlink():
+                    size += taken(path)
+                    removed += 1
+                    try:
+                        shutil.rmtree(path)
+                    except OSError as error:
+                        reason = f"can't remove {error.filename}: {error.strerror}"
+                        raise IDCError(reason) from error
     if not removed:
         return f"nothing to remove in {cache}"
     return f"removed {removed:,} stores and features from {cache}: {in_units(size)}"
+
+
+def _whole(path: Path) -> Path:
+    """What an unfinished folder becomes; another one itself."""
+    whole = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
+    return whole if path == partial_of(whole) else path
 
 
 def main() -> None:

@@ -36,6 +36,9 @@ from idc_lightning.metrics import better
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What each precision computes in where that is safe; all others in float32."""
+
 
 def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightning.Trainer:
     """Make the Trainer of a run.

@@ -276,6 +276,37 @@ def test_augmentation_follows_the_epoch_and_the_seed(tmp_path: Path, tissue: Ove
     assert not torch.equal(first, image(1, 0))
 
 
+def test_a_patch_is_augmented_alike_whatever_else_is_left_out(
+    tmp_path: Path, tissue: Overrides
+) -> None:
+    def views(*overrides: str) -> dict[str, torch.Tensor]:
+        data = ready(tmp_path, *tissue, "data.augment.stain_jitter=0.2", *overrides)
+        loaded = list(data.eval_dataloader("train"))
+        in_stage(data, training=True, epoch=3)
+        found = {}
+        for batch in loaded:
+            image = data.on_after_batch_transfer(batch, 0)["image"]
+            paths = data.table["path"].iloc[batch["cell"].flatten().numpy()]
+            found |= dict(zip(paths, image, strict=True))
+        return found
+
+    whole, sampled = views(), views("data.sample=30")
+    assert len(sampled) < len(whole)
+    for path, image in sampled.items():
+        torch.testing.assert_close(image, whole[path], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(13, [13, 14]), (27, [27]), (10, [10, 10, 7])])
+def test_no_train_image_stands_alone(
+    tmp_path: Path, tissue: Overrides, size: int, sizes: list[int]
+) -> None:
+    data = ready(tmp_path, *tissue, f"data.eval_batch_size={size}")
+    images = list(data.train_images(torch.device("cpu")))
+    assert [len(each) for each in images] == sizes
+    seen = {tuple(image.flatten().tolist()) for each in images for image in each}
+    assert len(seen) == 3 * EACH
+
+
 def test_white_is_one_and_black_is_zero() -> None:
     image = torch.tensor([0, 51, 255], dtype=torch.uint8)
     assert as_float(image).tolist() == pytest.approx([0, 0.2, 1])

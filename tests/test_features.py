@@ -17,7 +17,7 @@ import torch
 from helpers_model import told
 from torch import Tensor
 
-from idc_lightning.data.features import FeatureCache, Features
+from idc_lightning.data.features import FeatureCache, Features, stored_dtype
 from idc_lightning.data.views import VIEWS
 
 PATCHES, WIDTH = 40, 6
@@ -262,3 +262,21 @@ def test_after_a_kill_the_next_run_completes_and_nothing_is_lost(
     for name in ("done.npy", "view-0.npy", "view-3.npy", "features.json"):
         expected = (tmp_path / "undisturbed" / name).read_bytes()
         assert (folder / name).read_bytes() == expected
+
+
+def test_a_view_that_was_not_opened_is_refused(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path / "cache")
+    fill(cache, 0, 1)
+    features = cache.open([0], ALL)
+    with pytest.raises(ValueError, match=r"views \[1\] weren't opened"):
+        features.read(torch.arange(2), torch.tensor([0, 1]))
+
+
+def test_a_cache_that_is_cleaned_meanwhile_is_begun_again(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path / "cache", torch.bfloat16)
+    fill(cache, 0)
+    shutil.rmtree(cache.folder)
+    fill(cache, 0)
+    assert torch.equal(read_all(cache, 0)[0], values(0))
+    assert stored_dtype(cache.folder) == torch.bfloat16
+    assert stored_dtype(tmp_path / "none") is None

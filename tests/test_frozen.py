@@ -1,16 +1,18 @@
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from helpers_model import TINY, config_of, write_tissue
+from helpers_model import TINY, config_of, told, write_tissue
 from torch import Tensor, nn
 
 from idc_lightning import classifier, frozen
-from idc_lightning.data.features import Features
+from idc_lightning.data.features import Features, stored_dtype
 from idc_lightning.frozen import compute_features, features_note
+from idc_lightning.models import network
 from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.models.network import Head, Normalize
 from idc_lightning.train import train
@@ -50,7 +52,7 @@ def test_the_head_learns_in_float32_whatever_the_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def in_float32(*given: Any, precision: str, context: object, **more: Any) -> Features:
-        return compute_features(*given, precision="32-true", context=nullcontext(), **more)
+        return compute_features(*given, precision="32-true", context=nullcontext, **more)
 
     monkeypatch.setattr(classifier, "compute_features", in_float32)
     runs = [
@@ -114,3 +116,65 @@ def test_a_backbone_that_is_computed_anew_says_why(override: str, reason: str) -
     plain = config_of(*TINY, *FROZEN)
     assert plain.learns_on_features
     assert features_note(plain) == []
+
+
+class InFloat32(nn.Module):
+    """Multiplies by weights of float32, as the last layers of some backbones do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.scale = nn.Parameter(torch.tensor(1 / 3), requires_grad=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.inner(image).float() * self.scale
+        return found
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_features_are_kept_as_the_backbone_gives_them(
+    wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idc_lightning.trainer.has_bf16", lambda _: True)
+    if wrapped:
+        build = network.build_backbone
+        monkeypatch.setattr(
+            network, "build_backbone", lambda name: (InFloat32(build(name)[0]), build(name)[1])
+        )
+    trained(tmp_path, "trainer.precision=bf16-mixed", "trainer.epochs=1")
+    (folder,) = (tmp_path / "cache" / "features").glob("[!.]*")
+    assert stored_dtype(folder) == (torch.float32 if wrapped else torch.bfloat16)
+
+
+def test_features_that_exceed_the_precision_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(self: network.PatchNetwork, image: Tensor) -> Tensor:
+        return torch.full((len(image), self.width, 1, 1), 1e9).half()
+
+    monkeypatch.setattr(network.PatchNetwork, "pooled", huge)
+    with told("features of the frozen backbone are not finite", "trainer.precision=32-true"):
+        trained(tmp_path, "trainer.epochs=1")
+
+
+@pytest.mark.parametrize(("name", "threads"), [("LokyProcess-1", 5), ("MainProcess", 1)])
+def test_features_are_computed_by_all_threads_while_other_jobs_wait(
+    name: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(self: network.PatchNetwork, image: Tensor) -> Tensor:
+        used.add(torch.get_num_threads())
+        return pooled(self, image)
+
+    used: set[int] = set()
+    pooled = network.PatchNetwork.pooled
+    monkeypatch.setattr(network.PatchNetwork, "pooled", watched)
+    monkeypatch.setattr(frozen, "current_process", lambda: SimpleNamespace(name=name))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trained(tmp_path, "trainer.epochs=1")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert used == {1, threads}

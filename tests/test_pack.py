@@ -74,6 +74,26 @@ def test_it_holds_all_files_and_the_smaller_ones_stretched(root: Path) -> None:
     assert packed.table["height"].tolist() == [50, 20, 0, 50, 50, 50]
 
 
+def test_its_key_tells_how_smaller_files_were_stretched(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(root)
+    monkeypatch.setattr(pack, "stretch", lambda pixels: stretch(pixels) // 2)  # another Pillow
+    assert opened(root, check_all=True).key == first.key  # what was packed stays
+    shutil.rmtree(first.folder)
+    assert opened(root).key != first.key
+
+
+def test_it_lies_on_the_disk_before_it_is_whole(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(pack, "sync", lambda path: synced.append((path.name, path.exists())))
+    folder = opened(root).folder
+    assert synced == [(name, True) for name in (pack.PIXELS, pack.TABLE, pack.FACTS)]
+    assert folder.is_dir()
+
+
 def test_many_processes_write_what_one_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = opened(root).folder
     monkeypatch.setattr(pack, "INLINE", 0)

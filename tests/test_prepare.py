@@ -2,6 +2,10 @@
 
 import itertools
 import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from helpers_command import Command, Ended
 from helpers_data import make_patches, pixels_of, place_of, tissue
 
 from idc_lightning.data import pack
+from idc_lightning.files import locked, partial_of
 from idc_lightning.prepare import main
 
 PATCHES = tissue({"1": (2, 1), "2": (1, 2), "3": (2, 0)})
@@ -149,3 +154,39 @@ def test_a_cleaned_cache_keeps_what_a_link_leads_to(tmp_path: Path, command: Com
     (tmp_path / "cache" / "stores" / "abc" / "link").symlink_to(tmp_path / "elsewhere")
     assert command("clean=true", f"cache={tmp_path}/cache").code == 0
     assert (tmp_path / "elsewhere" / "file").exists()
+
+
+def test_cleaning_removes_a_store_that_became_whole_while_it_waited(
+    tmp_path: Path, command: Command
+) -> None:
+    whole = tmp_path / "cache" / "stores" / "abc"
+    partial = partial_of(whole)
+    partial.mkdir(parents=True)
+
+    def cleaned() -> None:
+        said.append(subprocess.check_output(start, cwd=tmp_path, text=True))
+
+    said: list[str] = []
+    start = [sys.executable, "-m", "idc_lightning.prepare", "clean=true", "cache=cache"]
+    with locked(whole):
+        thread = threading.Thread(target=cleaned)
+        thread.start()
+        until = time.monotonic() + 60
+        while not list((tmp_path / "outputs").glob("*")) and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1)  # it waits for the lock now
+        partial.rename(whole)
+    thread.join(timeout=60)
+    assert "removed 1 stores and features" in said[0]
+    assert not whole.exists()
+
+
+def test_features_are_listed_by_what_they_take(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "cache" / "features" / "abc"
+    folder.mkdir(parents=True)
+    with (folder / "view-0.npy").open("wb") as file:
+        file.write(b"x" * 3_000_000)
+        file.truncate(3_000_000_000)  # sparse
+    said = run().out
+    assert f"\nfeatures of frozen backbones: 3 MB in {tmp_path}/cache/features\n" in said
+    assert said.count("idc-prepare clean=true removes all stores and features") == 1

@@ -1,8 +1,10 @@
 import io
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +192,12 @@ def test_a_bar_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     assert list(watched("abc", "counting letters")) == ["a", "b", "c"]
     assert sys.stdout.getvalue() == ""
+
+
+def test_it_reaches_another_process_without_its_pixels(tmp_path: Path) -> None:
+    store = read(tmp_path, *[WHOLE] * 200)
+    sent = pickle.dumps(store)
+    assert len(sent) < store.packed.nbytes / 10
+    np.testing.assert_array_equal(pixels(pickle.loads(sent)), pixels(store))
+    made = replace(store, packed=np.zeros((200, PATCH, PATCH, 3), np.uint8))
+    assert not pixels(pickle.loads(pickle.dumps(made))).any()

@@ -1,7 +1,7 @@
 """Random changes of a batch of train images, made on the device that holds it.
 
-Each patch has its own draw, which depends on seed, epoch and patch alone: neither the order of the
-patches nor the number of processes changes it.
+Each patch has its own draw, which depends on seed, epoch and the patch's number alone: neither the
+order of the patches nor the number of processes changes it.
 """
 
 import torch
@@ -31,7 +31,7 @@ def draws(seed: int, epoch: int, patches: Tensor, count: int) -> Tensor:
     Args:
         seed: Seed of the run.
         epoch: Number of the epoch.
-        patches: Row numbers, int64 [B].
+        patches: Their numbers, int64 [B].
         count: Numbers for each patch.
 
     Returns:
@@ -55,28 +55,38 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
-def draw_views(config: AugmentConfig, cell: Tensor, *, seed: int, epoch: int) -> Tensor:
+def draw_views(
+    config: AugmentConfig, cell: Tensor, *, number: Tensor | None = None, seed: int, epoch: int
+) -> Tensor:
     """Draw the view of each crop, as `augment` does.
 
     Args:
         config: Which flips and turns are made.
         cell: Row numbers, int64 [B, g, g].
+        number: As of `augment`.
         seed: Seed of the run.
         epoch: Number of the epoch.
 
     Returns:
         Int64 [B], 0 to 7.
     """
-    return choose_views(config, _chance(cell, seed=seed, epoch=epoch)[:, :4])
+    return choose_views(config, _chance(cell, number, seed=seed, epoch=epoch)[:, :4])
 
 
-def _chance(cell: Tensor, *, seed: int, epoch: int) -> Tensor:
+def _chance(cell: Tensor, number: Tensor | None, *, seed: int, epoch: int) -> Tensor:
     """Eight draws for each crop: four for its view, three for stains, one for the light."""
-    return draws(seed, epoch, cell.amax(dim=(1, 2)), 8)
+    return draws(seed, epoch, cell.amax(dim=(1, 2)) if number is None else number, 8)
 
 
 def augment(
-    image: Tensor, label: Tensor, cell: Tensor, config: AugmentConfig, *, seed: int, epoch: int
+    image: Tensor,
+    label: Tensor,
+    cell: Tensor,
+    config: AugmentConfig,
+    *,
+    number: Tensor | None = None,
+    seed: int,
+    epoch: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Change each image of a batch, and its grid of cells along with it.
 
@@ -85,13 +95,15 @@ def augment(
         label: Int64 [B, g, g].
         cell: Row numbers, int64 [B, g, g].
         config: What is changed, and how much.
+        number: What the draw of each crop depends on beside seed and epoch, int64 [B]; None takes
+            the last of its row numbers.
         seed: Seed of the run.
         epoch: Number of the epoch.
 
     Returns:
         The three, changed; the image is float in 0 to 1.
     """
-    chance = _chance(cell, seed=seed, epoch=epoch)
+    chance = _chance(cell, number, seed=seed, epoch=epoch)
     views = choose_views(config, chance[:, :4])
     # Bytes are turned, since floats are four times as many.
     image = as_float(viewed(image.permute(0, 2, 3, 1), views).permute(0, 3, 1, 2))

@@ -245,8 +245,11 @@ class IDCDataModule(lightning.LightningDataModule):
         computed from them.
         """
         rows = np.random.default_rng(0).permutation(self.rows("train"))
-        for start in range(0, len(rows), self.data.eval_batch_size):
-            cell = torch.from_numpy(rows[start : start + self.data.eval_batch_size])
+        starts = list(range(0, len(rows), self.data.eval_batch_size))
+        if len(starts) > 1 and len(rows) - starts[-1] == 1:  # BatchNorm may need two
+            starts.pop()
+        for part in np.split(rows, starts[1:]):
+            cell = torch.from_numpy(part)
             yield as_float(assemble(gather(self.store, cell.reshape(-1, 1, 1))).to(device))
 
     def _crops(self, rows: np.ndarray) -> Crops:
@@ -279,14 +282,26 @@ class IDCDataModule(lightning.LightningDataModule):
         if self.on_features:
             views = None
             if training:
-                views = draw_views(self.data.augment, cell, seed=self.seed, epoch=epoch)
+                number = self._numbers(cell)
+                views = draw_views(
+                    self.data.augment, cell, number=number, seed=self.seed, epoch=epoch
+                )
             return {**batch, "features": self._features_of(cell, views)}
         image = batch["image"] if self._pixels is None else assemble(self._pixels[cell])
         if training:
+            number = self._numbers(cell)
             image, label, cell = augment(
-                image, label, cell, self.data.augment, seed=self.seed, epoch=epoch
+                image, label, cell, self.data.augment, number=number, seed=self.seed, epoch=epoch
             )
         return {**batch, "image": as_float(image), "label": label, "cell": cell}
+
+    def _numbers(self, cell: Tensor) -> Tensor:
+        """What the draws of crops depend on: the place of a patch in the pack, int64 [B].
+
+        It stays the same whatever a run leaves out of its table.
+        """
+        places = torch.from_numpy(self.store.places)
+        return places[cell.amax(dim=(1, 2)).cpu()].to(cell.device)
 
     def _features_of(self, cell: Tensor, views: Tensor | None) -> Tensor:
         """Features of patches, float32 [B, 1, 1, F]."""

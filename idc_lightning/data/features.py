@@ -19,13 +19,18 @@ from torch import Tensor
 
 from idc_lightning.data.views import VIEWS
 from idc_lightning.errors import IDCError
-from idc_lightning.files import in_units, locked, made_once, replaced, write_text
+from idc_lightning.files import in_units, locked, made_once, remade, replaced, write_text
 
 FOLDER = "features"
 """Folder of all features in a cache."""
 
+FACTS = "features.json"
+
 FORMAT = 1
-"""Number of the layout of the files, to be raised with each change."""
+"""Number of the files' layout and of what they hold, to be raised with each change of either.
+
+So also when views, normalisation or pooling change, which no key of the features tells.
+"""
 
 KINDS = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.float16}
 """How features lie on disk, where numpy has no bfloat16."""
@@ -59,6 +64,9 @@ class Features:
         if views is None:
             return self._as_float(self.arrays[0][places])
         chosen = views.cpu().numpy()
+        absent = set(np.unique(chosen).tolist()) - set(self.arrays)
+        if absent:
+            raise ValueError(f"features of the views {sorted(absent)} weren't opened")
         first = next(iter(self.arrays.values()))
         gathered = np.empty((len(places), first.shape[1]), dtype=first.dtype)
         for view, array in self.arrays.items():
@@ -89,17 +97,17 @@ class FeatureCache:
         self.shape = (patches, width)
         self.dtype = dtype
         self._done_path = folder / "done.npy"
-        facts = {"format": FORMAT, "patches": patches, "width": width, "dtype": str(dtype)}
+        self._facts = {"format": FORMAT, "patches": patches, "width": width, "dtype": str(dtype)}
         with made_once(folder) as partial:
             if partial is not None:
-                write_text(partial / "features.json", json.dumps(facts))
-                _save(partial / self._done_path.name, np.zeros((VIEWS, patches), dtype=bool))
-        try:
-            found = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise _damaged(folder) from error
-        if found != facts:
+                self._begin(partial)
+        if _read_facts(folder) != self._facts:
             raise _damaged(folder)
+
+    def _begin(self, folder: Path) -> None:
+        """Write what says that there are no features yet."""
+        write_text(folder / FACTS, json.dumps(self._facts))
+        _save(folder / self._done_path.name, np.zeros((VIEWS, self.shape[0]), dtype=bool))
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -108,6 +116,9 @@ class FeatureCache:
         Whoever finds another one at work says so once and waits.
         """
         with locked(self.folder, waiting=f"waiting for another process that fills {self.folder}"):
+            if not self.folder.is_dir():  # it was cleaned meanwhile
+                with remade(self.folder) as partial:
+                    self._begin(partial)
             yield
 
     def check_room(self, rows: int) -> None:
@@ -193,6 +204,28 @@ class FeatureCache:
             raise _damaged(self.folder)
         found: npt.NDArray[np.bool_] = done
         return found
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """In what the features of a folder were computed; None if there is no such folder.
+
+    Raises:
+        IDCError: If they are damaged.
+    """
+    if not folder.is_dir():
+        return None
+    found = {str(dtype): dtype for dtype in KINDS}.get(str(_read_facts(folder).get("dtype")))
+    if found is None:
+        raise _damaged(folder)
+    return found
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder) from error
+    return found if isinstance(found, dict) else {}
 
 
 def _write_empty(path: Path, shape: tuple[int, int], dtype: "np.dtype[Any]") -> None:

@@ -21,12 +21,12 @@ import pandas as pd
 from idc_lightning.data.decode import WHITE, decode, digest, is_blank, stretch
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
-from idc_lightning.files import in_units, locked, remade, write_text
+from idc_lightning.files import in_units, locked, remade, sync, write_text
 from idc_lightning.processes import shared_out, usable_cpus
 from idc_lightning.progress import watched
 
-FORMAT = 1
-"""Number of the layout of the files, to be raised with each change."""
+FORMAT = 2
+"""Number of the files' layout and of how they are decoded, to be raised with each change."""
 
 STORES = "stores"
 """Folder of all packs in a cache."""
@@ -35,7 +35,17 @@ PIXELS = "pixels.npy"
 TABLE = "table.csv"
 FACTS = "pack.json"
 
-COLUMNS = ("path", "width", "height", "blank", "digest", "converted", "problem", "stretched")
+COLUMNS = (
+    "path",
+    "width",
+    "height",
+    "blank",
+    "digest",
+    "converted",
+    "problem",
+    "stretched",
+    "stretched_digest",
+)
 
 SHAPE = (PATCH, PATCH, 3)
 BYTES = PATCH * PATCH * 3
@@ -70,7 +80,7 @@ class Pack:
             one), blank (bool, one colour throughout), digest (str, of the pixels as they are in the
             file), converted (str, from what; see `idc_lightning.data.decode.Decoded`), problem
             (str, why it can't be read), stretched (int64, row of ``pixels`` where it lies
-            stretched; -1 of one that isn't smaller).
+            stretched; -1 of one that isn't smaller), stretched_digest (str, of these pixels).
         key: A hash of names and pixels of all files.
     """
 
@@ -110,6 +120,11 @@ def open_pack(root: Path, paths: Sequence[str], cache: Path, *, check_all: bool 
                 print(f"packing again, since {reason}: {folder}", flush=True)
             _pack(folder, root, paths)
     return _open(folder, root, paths, check_all=False)
+
+
+def map_pixels(folder: Path) -> npt.NDArray[np.uint8]:
+    """The pixels of a pack, mapped from disk."""
+    return np.asarray(np.load(folder / PIXELS, mmap_mode="r"))
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,7 @@ def _open(folder: Path, root: Path, paths: list[str], check_all: bool) -> Pack:
     try:
         facts = _read_facts(folder)
         content = (folder / TABLE).read_bytes()
-        pixels = np.asarray(np.load(folder / PIXELS, mmap_mode="r"))
+        pixels = map_pixels(folder)
     except (OSError, ValueError, EOFError) as error:
         raise _UnusableError("a file of it is missing or damaged") from error
     if facts.get("table") != _checksum(content):
@@ -194,7 +209,7 @@ def _open(folder: Path, root: Path, paths: list[str], check_all: bool) -> Pack:
     table = pd.read_csv(
         folder / TABLE,
         usecols=COLUMNS[1:],
-        dtype={"digest": str, "converted": str, "problem": str},
+        dtype={"digest": str, "converted": str, "problem": str, "stretched_digest": str},
         keep_default_na=False,
         encoding_errors="surrogateescape",
     )
@@ -234,7 +249,8 @@ def _check_pixels(pack: Pack, check_all: bool) -> None:
         _UnusableError: If some aren't those that were packed.
     """
     table = pack.table.iloc[slice(None) if check_all else _spread(len(pack.paths), LOOKED_AT)]
-    columns = (table[name].tolist() for name in ("width", "height", "digest", "stretched"))
+    names = ("width", "height", "digest", "stretched", "stretched_digest")
+    columns = (table[name].tolist() for name in names)
     rows = zip(table.index.tolist(), *columns, strict=True)
     checked = watched(rows, "checking pixels", total=len(table)) if check_all else rows
     if not all(_is_as_packed(pack.pixels, *row) for row in checked):
@@ -242,7 +258,13 @@ def _check_pixels(pack: Pack, check_all: bool) -> None:
 
 
 def _is_as_packed(
-    pixels: npt.NDArray[np.uint8], row: int, width: int, height: int, known: str, stretched: int
+    pixels: npt.NDArray[np.uint8],
+    row: int,
+    width: int,
+    height: int,
+    known: str,
+    stretched: int,
+    known_stretched: str,
 ) -> bool:
     """Whether a file's pixels are those that were packed."""
     padded = pixels[row]
@@ -250,7 +272,7 @@ def _is_as_packed(
     if height == 0:
         return bool(white)
     patch = padded[:height, :width]
-    second = stretched < 0 or np.array_equal(pixels[stretched], stretch(patch.copy()))
+    second = stretched < 0 or digest(pixels[stretched]) == known_stretched
     return bool(white and second and digest(patch) == known)
 
 
@@ -306,12 +328,13 @@ def _foretold(root: Path, paths: list[str]) -> float:
 def _write(folder: Path, root: Path, paths: list[str]) -> None:
     packed = _write_pixels(folder / PIXELS, root, paths)
     places = {number: len(paths) + index for index, number in enumerate(packed.stretched)}
+    digests = {number: digest(pixels) for number, pixels in packed.stretched.items()}
     table = folder / TABLE
     with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(COLUMNS)
         lines.writerows(
-            (path, *row, places.get(number, -1))
+            (path, *row, places.get(number, -1), digests.get(number, ""))
             for number, (path, row) in enumerate(zip(paths, packed.rows, strict=True))
         )
     facts = {
@@ -322,6 +345,8 @@ def _write(folder: Path, root: Path, paths: list[str]) -> None:
         "root": str(root.absolute()).encode("utf-8", "backslashreplace").decode(),
     }
     write_text(folder / FACTS, json.dumps(facts, indent=2))
+    for name in (PIXELS, TABLE, FACTS):
+        sync(folder / name)
 
 
 def _write_pixels(file: Path, root: Path, paths: list[str]) -> _Packed:

@@ -3,12 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from idc_lightning.data.pack import open_pack
+from idc_lightning.data.pack import map_pixels, open_pack
 from idc_lightning.errors import IDCError
 
 READ = ("width", "height", "blank", "digest")
@@ -45,6 +46,19 @@ class Store:
     broken: pd.DataFrame
     dropped: int
     stretched: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without pixels that are mapped from disk, which another process maps again."""
+        state = dict(self.__dict__)
+        if isinstance(self.packed.base, np.memmap):
+            state["packed"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the pixels again if they were left out."""
+        if state["packed"] is None:
+            state["packed"] = map_pixels(state["folder"])
+        self.__dict__.update(state)
 
     def read(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Copy the pixels of some patches.

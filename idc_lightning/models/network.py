@@ -115,17 +115,24 @@ class PatchNetwork(nn.Module):
         Returns:
             Float32 [B, g, g, F].
         """
+        return self.pooled(image).permute(0, 2, 3, 1).float()
+
+    def pooled(self, image: Tensor) -> Tensor:
+        """Features as the backbone gives them, in whatever precision, float [B, F, g, g].
+
+        Args:
+            image: Float [B, 3, 50g, 50g] in 0 to 1.
+        """
         grid = image.shape[-1] // PATCH
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             image = self.normalize(image).contiguous(memory_format=torch.channels_last)
             maps = self.backbone(image)
             # The mean, unlike adaptive pooling, is deterministic on GPUs.
-            pooled = (
-                maps.mean(dim=(2, 3), keepdim=True)
-                if grid == 1
-                else adaptive_avg_pool2d(maps, grid)
-            )
-        return pooled.permute(0, 2, 3, 1).float()
+            if grid == 1:
+                pooled: Tensor = maps.mean(dim=(2, 3), keepdim=True)
+            else:
+                pooled = adaptive_avg_pool2d(maps, grid)
+        return pooled
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of each cell.
