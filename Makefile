@@ -20,8 +20,9 @@ BENCH ?= full
 demo: $(INSTALLED)
 	$(VENV)/bin/idc-train
 
+# Tests compute little, so that a thread for each process is quicker than all for one.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.run $(BENCH)

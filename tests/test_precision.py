@@ -27,8 +27,8 @@ class Tolerance(NamedTuple):
 ONE_NET = Tolerance(0.05, 0.01, 0.03)
 """Of one net that computes in both precisions."""
 
-TWO_NETS = Tolerance(1.0, 0.1, 0.12)
-"""Of two whose heads were trained in one precision each: rounding leads steps to other places.
+TWO_NETS = Tolerance(0.25, 0.05, 0.12)
+"""Of two whose heads, without hidden layers, were trained in one precision each.
 
 One of the nine IDC patches of test is 0.11 of its recall.
 """
@@ -68,6 +68,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         "model.freeze_backbone=true",
         "model.frozen_batchnorm=adapt",
         "model.head.dropout=0",
+        "model.head.hidden=[]",  # a hidden layer makes much of the smallest difference
         "data.augment.turns=false",
         "data.augment.vertical_flip=false",
         "trainer.epochs=4",

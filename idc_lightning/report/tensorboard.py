@@ -14,6 +14,9 @@ from idc_lightning.results.judgement import Judgement
 THRESHOLDS = 201
 """Points of a precision-recall curve, evenly from 0 to 1."""
 
+EDGES = np.linspace(0, 1, 51)
+"""Of the bars of a histogram; widths that follow the data vanish where a net is sure of itself."""
+
 
 def log_judgement(writer: SummaryWriter, judgement: Judgement, *, step: int) -> None:
     """Log a precision-recall curve and histograms of the probability of each class, by split.
@@ -30,7 +33,7 @@ def log_judgement(writer: SummaryWriter, judgement: Judgement, *, step: int) -> 
         for target, name in enumerate(CLASSES):
             if (true == target).any():
                 tag = f"{split}/probability_of_{name}_patches"
-                writer.add_histogram(tag, proba[true == target], step, bins="fd")
+                writer.add_histogram(tag, proba[true == target], step, bins=EDGES)
 
 
 def log_pictures(writer: SummaryWriter, pictures: Iterable[Picture], *, step: int) -> None:
