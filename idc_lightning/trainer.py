@@ -101,8 +101,8 @@ def resolve_accelerator(config: HardwareConfig) -> str:
 def resolve_precision(config: HardwareConfig, accelerator: str) -> Precision:
     """Lightning's name of the precision.
 
-    In bf16-mixed a ResNet18 gives probabilities within 0.05 of its own in 32-true, 0.01 on average,
-    and metrics within 0.03 (tests/test_precision.py); nets that round more may differ more.
+    In bf16-mixed a ResNet18 gives probabilities within 0.08 of its own in 32-true, 0.01 on average,
+    and metrics within 0.06 (tests/test_precision.py); nets that round more may differ more.
 
     Raises:
         IDCError: If the hardware doesn't compute in the precision that is asked for.

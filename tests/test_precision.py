@@ -24,13 +24,13 @@ class Tolerance(NamedTuple):
     metric: float
 
 
-ONE_NET = Tolerance(0.05, 0.01, 0.03)
+ONE_NET = Tolerance(0.08, 0.01, 0.06)
 """Of one net that computes in both precisions."""
 
-TWO_NETS = Tolerance(0.25, 0.05, 0.12)
+TWO_NETS = Tolerance(0.3, 0.04, 0.08)
 """Of two whose heads, without hidden layers, were trained in one precision each.
 
-One of the nine IDC patches of test is 0.11 of its recall.
+One of the 36 IDC patches of test is 0.028 of its recall.
 """
 
 
@@ -61,7 +61,7 @@ def confuse(tissue: Path) -> None:
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """A run in each precision, and each of them judged again in the other one."""
     folder = tmp_path_factory.mktemp("precision")
-    tissue = write_tissue(folder, healthy=20, idc=12)
+    tissue = write_tissue(folder, healthy=80, idc=48)
     confuse(folder / "tissue")
     net = (
         "model.backbone=resnet18",
