@@ -1,3 +1,7 @@
+import json
+import re
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,10 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers_command import SMALL as RUN_OF_SECONDS
 from helpers_model import TINY, config_of, told, write_tissue
 from torch import Tensor, nn
 
 from idc_lightning import classifier, frozen
+from idc_lightning.data.demo import make_demo
 from idc_lightning.data.features import Features, stored_dtype
 from idc_lightning.frozen import compute_features, features_note
 from idc_lightning.models import network
@@ -178,3 +184,30 @@ def test_features_are_computed_by_all_threads_while_other_jobs_wait(
     finally:
         torch.set_num_threads(before)
     assert used == {1, threads}
+
+
+def test_two_runs_on_a_cold_cache_decode_and_compute_once(tmp_path: Path) -> None:
+    typed = (
+        *RUN_OF_SECONDS[2:],
+        "model.freeze_backbone=true",
+        "data.augment.stain_jitter=0",
+        "cache=cache",
+    )
+    make_demo(tmp_path / "tissue", patients=12, patches=480, seed=0)
+    data = ("data=idc", "data.root=tissue")
+    start = [sys.executable, "-m", "idc_lightning.train", *data, *typed]
+    runs = [
+        subprocess.Popen(
+            [*start, f"hydra.run.dir={name}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        for name in "ab"
+    ]
+    said = "".join(run.communicate(timeout=120)[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert said.count("packing 480 patches once") == 1
+    # Train in its eight views and dev, then test: each by one of them.
+    counts = [int(n.replace(",", "")) for n in re.findall(r"once: ([\d,]+) views", said)]
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in "ab"]
+    patches = results[0]["patches"]
+    assert sorted(counts) == sorted([8 * patches["train"] + patches["dev"], patches["test"]])
+    assert results[0]["dev"] == results[1]["dev"]
