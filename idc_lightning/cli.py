@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -175,7 +174,11 @@ def _run_job(
         _set_aside_killed(folder)
     if (folder / "checkpoints").exists():
         fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
-    owns = hydra_config.output_subdir is not None
+
+    def aside(reason: str) -> None:
+        if hydra_config.output_subdir is not None:  # else it isn't a folder of its own
+            _set_aside(folder, reason, keep=sweeps)
+
     try:
         config = read_config(cfg, schema)
         typed = hydra_config.overrides.task
@@ -183,28 +186,23 @@ def _run_job(
         if not sweeps:
             _refuse_sweep(typed)
         command(config, folder)
-    except IDCError as error:
-        reason = str(error)
-        if not sweeps:
-            if owns:
-                _set_aside(folder, reason)
-            fail(error)
     except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to the former
-        if owns:
-            _set_aside(folder, "interrupted", keep=sweeps)
+        aside("interrupted")
         fail(IDCError("interrupted"))
-    except BaseException as error:
-        reason = repr(error)
+    except IDCError as error:
+        aside(str(error))
         if not sweeps:
-            if owns:
-                _set_aside(folder, reason)
+            fail(error)
+        print(f"error: job {folder.name}: {error}", file=sys.stderr, flush=True)
+        return math.nan
+    except BaseException as error:
+        aside(repr(error))
+        if not sweeps:
             raise
         traceback.print_exc()
-    else:
-        return job_value(folder, cfg) if sweeps else None
-    _set_aside(folder, reason, keep=True)
-    print(f"error: job {folder.name}: {reason}", file=sys.stderr, flush=True)
-    return math.nan
+        print(f"error: job {folder.name}: {error!r}", file=sys.stderr, flush=True)
+        return math.nan
+    return job_value(folder, cfg) if sweeps else None
 
 
 def resumes(config: DictConfig) -> bool:
@@ -261,27 +259,29 @@ def _refuse_sweep(overrides: Sequence[str]) -> None:
         raise IDCError(f"{idle[0]} has no effect on a single run: add -m for a sweep")
 
 
-def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> None:
+def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> Path | None:
     """Rename the folder of a run as failed; remove it if nothing was learned or found.
 
     Args:
         folder: Of the run.
         reason: Why it failed.
         keep: Whether it is kept in any case.
+
+    Returns:
+        Where it is now; None if it was removed.
     """
     learned = any((folder / "checkpoints").glob("*.ckpt"))
     if not keep and not learned and not (folder / "results.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        return
+        return None
     write_text(folder / REASON, f"{reason}\n")
     names = (f"{folder.name}{FAILED}{number or ''}" for number in itertools.count())
-    folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
+    return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 
 def _set_aside_killed(folder: Path) -> None:
     """Make room for a job that was killed before; Hydra has written into its folder again."""
     if any(path.name != ".hydra" for path in folder.iterdir()):
-        with tempfile.TemporaryDirectory() as kept:
-            shutil.copytree(folder / ".hydra", Path(kept) / ".hydra")
-            _set_aside(folder, "killed before its end", keep=True)
-            shutil.copytree(Path(kept) / ".hydra", folder / ".hydra")
+        killed = _set_aside(folder, "killed before its end", keep=True)
+        assert killed is not None
+        shutil.copytree(killed / ".hydra", folder / ".hydra")

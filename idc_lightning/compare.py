@@ -13,7 +13,7 @@ from idc_lightning.config import CompareConfig, parse
 from idc_lightning.figures.leaderboard import written
 from idc_lightning.files import write_text
 from idc_lightning.report.leaderboard import difference_text, write_leaderboard
-from idc_lightning.results.leaderboard import Leaderboard, rank_runs
+from idc_lightning.results.leaderboard import SPLITS, Leaderboard, rank_runs
 from idc_lightning.results.summary import LABELS, console, interval_text
 
 PRINTED = 20
@@ -74,17 +74,14 @@ def printed(board: Leaderboard) -> Table:
     )
     for name in ("rank", "run", *board.short.values()):
         table.add_column(Text(name), justify="right" if name == "rank" else "left")
-    for name in ("dev", "test", "behind the best\non dev"):
+    for name in (*SPLITS, "behind the best\non dev"):
         table.add_column(name, justify="right")
     for rank, configuration in enumerate(board.ranked[:PRINTED], start=1):
         table.add_row(
             str(rank),
             Text(configuration.name),
             *[Text(written(value)) for value in configuration.varied.values()],
-            *[
-                interval_text(configuration.metrics[split][board.metric])
-                for split in ("dev", "test")
-            ],
+            *[interval_text(configuration.metrics[split][board.metric]) for split in SPLITS],
             difference_text(configuration, "dev", board),
         )
     if len(board.ranked) > PRINTED:

@@ -20,7 +20,6 @@ from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.training import draw_training
 from idc_lightning.inference import predict_logits
-from idc_lightning.memory import return_freed_memory
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
@@ -70,7 +69,6 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     }
     write_results(folder / "results.json", results)
     if config.report.enabled:
-        return_freed_memory()  # the processes that draw would hold it, too
         judged = judged_run(run, config, judgement, store, notes, folder)
         write_run_report(folder, judged, config.report)
     for note in notes:

@@ -49,6 +49,26 @@ def in_units(size: float) -> str:
     return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
 
 
+def need_room(folder: Path, size: int, *, what: str, instead: str) -> None:
+    """Stop before something is written if the disk can't take it.
+
+    Args:
+        folder: Where it is written.
+        size: Bytes.
+        what: Begins the error, e.g. ``"packing 6 patches takes"``.
+        instead: Ends it: what else may be done than to free some room.
+
+    Raises:
+        IDCError: If there is too little room.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise IDCError(
+            f"{what} {in_units(size)}, but {folder} has {in_units(free)} of room: free some, "
+            f"{instead}"
+        )
+
+
 def sync(path: Path) -> None:
     """Wait until a file lies on the disk, so that it survives a loss of power."""
     with path.open("rb") as file:

@@ -18,7 +18,6 @@ from idc_lightning.decision import Decision
 from idc_lightning.errors import listed
 from idc_lightning.files import write_text
 from idc_lightning.inference import predict_logits
-from idc_lightning.memory import return_freed_memory
 from idc_lightning.report.card import model_card
 from idc_lightning.report.prediction import Predicted, write_prediction_report
 from idc_lightning.report.sections import check_patients, too_scattered
@@ -77,7 +76,6 @@ def predict(config: PredictConfig, folder: Path) -> pd.DataFrame:
     }
     write_results(folder / "results.json", numbers | facts)
     if config.report.enabled:
-        return_freed_memory()  # the processes that draw would hold it, too
         shown = predicted(run, config, decision, predictions, patients, judgement, store, notes)
         write_prediction_report(folder, shown, config.report)
     for note in notes:

@@ -81,7 +81,7 @@ def shared_out(
     try:
         submitted = (pool.submit(function, *call) for call in calls)
         begun = deque(islice(submitted, AHEAD * workers))
-        yield _in_order(begun, submitted)
+        yield in_order(begun, submitted)
     except BrokenProcessPool as error:
         raise IDCError(
             f"a process that {did} was stopped, perhaps for want of memory: start again with "
@@ -92,8 +92,13 @@ def shared_out(
         gc.unfreeze()
 
 
-def _in_order(begun: deque[Future[T]], submitted: Iterator[Future[T]]) -> Iterator[T]:
-    """Results, with as many calls begun ahead of them as there are."""
+def in_order(begun: deque[Future[T]], submitted: Iterator[Future[T]]) -> Iterator[T]:
+    """Results in the order of their calls, with as many calls ahead of them as are begun.
+
+    Args:
+        begun: The first calls.
+        submitted: Submits another call each time it is asked.
+    """
     while begun:
         begun.extend(islice(submitted, 1))
         yield begun.popleft().result()

@@ -14,6 +14,7 @@ from idc_lightning.data.split import NAMES
 from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError
 from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.results.run_folders import REASON
 
 JUDGED = ("dev", "test", "new")
 """Splits on which a run is judged again; patients whom it doesn't know are new."""
@@ -63,8 +64,8 @@ class Run:
     def notes(self) -> list[str]:
         """One line on each thing that a finished run has and this one lacks."""
         notes = []
-        if self.folder is not None and (self.folder / "error.txt").is_file():
-            notes.append(f"the run {self.folder.name} failed, its error.txt says why")
+        if self.folder is not None and (self.folder / REASON).is_file():
+            notes.append(f"the run {self.folder.name} failed, its {REASON} says why")
         if not self.classifier.decided:
             notes.append(
                 f"{self.checkpoint.name} holds no temperature, bias and threshold fitted on dev, "

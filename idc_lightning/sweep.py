@@ -1,6 +1,5 @@
 """A sweep that is started again in its folder: which it was, and what its jobs have reached."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
+from idc_lightning.results.run_folders import read_results
 
 KEPT = "multirun.yaml"
 """File in which Hydra keeps the configuration of a sweep."""
@@ -79,6 +79,5 @@ def job_value(folder: Path, config: DictConfig) -> float | None:
     metric = OmegaConf.select(config, "sweep.metric")
     if metric is None:
         return None
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    value = results["dev"][metric]["value"]
+    value = read_results(folder / "results.json")["dev"][metric]["value"]
     return math.nan if value is None else float(value)

@@ -23,7 +23,6 @@ from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
 from idc_lightning.frozen import block_steps, features_note
 from idc_lightning.lr_range_test import LRRangeTest
-from idc_lightning.memory import return_freed_memory
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
@@ -97,7 +96,6 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     write_results(folder / "results.json", results)
     pictures: list[Picture] = []
     if config.report.enabled:
-        return_freed_memory()  # the processes that draw would hold it, too
         judged = judged_run(config, folder, judgement, data, model, trainer)
         pictures = write_run_report(folder, judged, config.report)
     log_end(trainer, model, config, judgement, pictures)

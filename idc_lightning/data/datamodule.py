@@ -85,6 +85,7 @@ class IDCDataModule(lightning.LightningDataModule):
         self.block = block
         self.features: Features | None = None
         self._pixels: Tensor | None = None
+        self._places: Tensor | None = None
         self._source: Source | None = None
         self._done: _Ready | None = None
 
@@ -300,8 +301,9 @@ class IDCDataModule(lightning.LightningDataModule):
 
         It stays the same whatever a run leaves out of its table.
         """
-        places = torch.from_numpy(self.store.places)
-        return places[cell.amax(dim=(1, 2)).cpu()].to(cell.device)
+        if self._places is None or self._places.device != cell.device:
+            self._places = torch.from_numpy(self.store.places).to(cell.device)
+        return self._places[cell.amax(dim=(1, 2))]
 
     def _features_of(self, cell: Tensor, views: Tensor | None) -> Tensor:
         """Features of patches, float32 [B, 1, 1, F]."""

@@ -5,7 +5,6 @@ disk, so that runs with other splits share them and a run that was killed leaves
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from idc_lightning.data.views import VIEWS
 from idc_lightning.errors import IDCError
-from idc_lightning.files import in_units, locked, made_once, remade, replaced, write_text
+from idc_lightning.files import locked, made_once, need_room, remade, replaced, write_text
 
 FOLDER = "features"
 """Folder of all features in a cache."""
@@ -128,13 +127,12 @@ class FeatureCache:
             IDCError: If it has too little room.
         """
         size = rows * self.shape[1] * self.dtype.itemsize
-        free = shutil.disk_usage(self.folder).free
-        if size > free:
-            raise IDCError(
-                f"features of {rows:,} views of patches take {in_units(size)}, but {self.folder} "
-                f"has {in_units(free)} of room: free some, choose another cache=<folder>, or set "
-                "data.features=off"
-            )
+        need_room(
+            self.folder,
+            size,
+            what=f"features of {rows:,} views of patches take",
+            instead="choose another cache=<folder>, or set data.features=off",
+        )
 
     def missing(self, view: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Which of some patches have no features of a view yet, ordered, each once."""

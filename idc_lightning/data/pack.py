@@ -7,7 +7,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import pandas as pd
 from idc_lightning.data.decode import WHITE, decode, digest, is_blank, stretch
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
-from idc_lightning.files import in_units, locked, remade, sync, write_text
+from idc_lightning.files import in_units, locked, need_room, remade, sync, write_text
 from idc_lightning.processes import shared_out, usable_cpus
 from idc_lightning.progress import watched
 
@@ -296,12 +295,12 @@ class _Packed:
 def _pack(folder: Path, root: Path, paths: list[str]) -> None:
     """Decode all files into a folder."""
     size = len(paths) * (BYTES + LINE)
-    free = shutil.disk_usage(folder.parent).free
-    if size > free:
-        raise IDCError(
-            f"packing {len(paths):,} patches takes {in_units(size)}, but {folder.parent} has "
-            f"{in_units(free)} of room: free some, or choose another cache=<folder>"
-        )
+    need_room(
+        folder.parent,
+        size,
+        what=f"packing {len(paths):,} patches takes",
+        instead="or choose another cache=<folder>",
+    )
     seconds = _foretold(root, paths)
     print(
         f"packing {len(paths):,} patches once, about {seconds:.0f} s: {in_units(size)} in {folder}",

@@ -7,9 +7,8 @@ import pandas as pd
 
 from idc_lightning.figures.leaderboard import draw_ranking, draw_varied, written
 from idc_lightning.report.page import MISSING, DataTable, Section, write_report
-from idc_lightning.results.bootstrap import Interval
 from idc_lightning.results.leaderboard import LOWER, SPLITS, Configuration, Leaderboard, Spread
-from idc_lightning.results.summary import LABELS, interval_text
+from idc_lightning.results.summary import LABELS, UNDEFINED, interval_text
 
 SHOWN = ("f1", "balanced_accuracy", "auroc", "average_precision", "brier")
 """Metrics of the tables; leaderboard.csv has all."""
@@ -93,16 +92,7 @@ def difference_text(configuration: Configuration, split: str, board: Leaderboard
     """How far a configuration is behind the best, as a reader sees it."""
     if configuration is board.ranked[0] or split not in configuration.behind:
         return MISSING
-    found = configuration.behind[split][board.metric]
-    if found.value is None:
-        return interval_text(found)
-    return _signed(found)
-
-
-def _signed(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.value:+.3f}"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return interval_text(configuration.behind[split][board.metric], sign="+")
 
 
 def _metrics(board: Leaderboard, split: str) -> DataTable:
@@ -132,7 +122,7 @@ def _folds(divided: list[Configuration], board: Leaderboard, split: str) -> Data
 
 def _spread_text(spread: Spread) -> str:
     if spread.mean is None:
-        return "undefined"
+        return UNDEFINED
     return f"{spread.mean:.3f}" if spread.sd is None else f"{spread.mean:.3f} ± {spread.sd:.3f}"
 
 

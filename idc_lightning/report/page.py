@@ -9,7 +9,7 @@ import io
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
@@ -25,7 +25,7 @@ from idc_lightning.errors import IDCError
 from idc_lightning.figures.patches import Gallery, Tile
 from idc_lightning.figures.style import Picture
 from idc_lightning.files import replaced
-from idc_lightning.processes import usable_cpus
+from idc_lightning.processes import in_order, usable_cpus
 
 PURPOSE = "For research, not for diagnosis."
 """Stands at the top and the foot of every report."""
@@ -169,14 +169,9 @@ def _in_turn(
     threads = min(_THREADS, usable_cpus())
     with ThreadPoolExecutor(threads) as pool:
         begun = (pool.submit(_embedded, path) for path in paths)
-        ahead: deque[Future[_Image]] = deque(islice(begun, threads))
+        images = in_order(deque(islice(begun, threads)), begun)
         for item in items:
-            if isinstance(item, Picture):
-                image = ahead.popleft().result()
-                ahead.extend(islice(begun, 1))
-                yield item, image
-            else:
-                yield item, None
+            yield item, next(images) if isinstance(item, Picture) else None
 
 
 def _embedded(path: Path) -> _Image:

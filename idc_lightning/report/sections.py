@@ -23,6 +23,7 @@ from idc_lightning.figures.patients import draw_patient_f1, draw_patients
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.tissue import Slide, draw_landscape
 from idc_lightning.files import safe_name
+from idc_lightning.memory import return_freed_memory
 from idc_lightning.processes import shared_out
 from idc_lightning.report.page import DataTable, Section
 from idc_lightning.results.judgement import Judgement
@@ -233,6 +234,7 @@ def landscapes(
     )
     count = sum(map(len, slides.values()))
     draw = partial(draw_landscape, threshold=threshold)
+    return_freed_memory()  # the processes that draw would hold it, too
     with shared_out(
         draw, calls, "drew landscapes", count=count, alone=count <= FEW, fork=True
     ) as pictures:

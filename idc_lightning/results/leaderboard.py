@@ -167,7 +167,7 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
             runs=each.runs,
             folds=each.folds,
             varied=values_of(each.runs[0], varied),
-            metrics={split: each.metrics(split) for split in SPLITS},
+            metrics=each.metrics,
             spread={split: _spread(each.runs, split) for split in SPLITS} if each.folds else {},
             behind={
                 split: differences(pooled[0].drawn[split], each.drawn[split], config.confidence)
@@ -227,7 +227,15 @@ def values_of(run: RunFolder, keys: Sequence[str]) -> dict[str, object]:
 
 
 class _Pooled:
-    """Predictions of a configuration, judged together."""
+    """Predictions of a configuration, judged together.
+
+    Attributes:
+        runs: One, or one for each fold.
+        folds: Number of folds that there are; 0 without folds.
+        drawn: Metrics of its patches and of draws of their patients, by split.
+        cells: The patches and their labels, ordered, by split.
+        metrics: Those of results.json, or of the pooled predictions of folds, by split.
+    """
 
     def __init__(self, runs: tuple[RunFolder, ...], config: JudgeConfig, seed: int) -> None:
         self.runs = runs
@@ -235,8 +243,7 @@ class _Pooled:
         self.folds = int(folds)
         self.drawn: dict[str, dict[str, Floats]] = {}
         self.cells: dict[str, pd.DataFrame] = {}
-        self.errors: dict[str, float] = {}
-        self.confidence = config.confidence
+        self.metrics: dict[str, Metrics] = {}
         for split in SPLITS:
             table = self._table(split)
             true, proba = table["true"].to_numpy(np.int64), table["proba"].to_numpy(np.float64)
@@ -248,8 +255,14 @@ class _Pooled:
                 draws=config.draws,
                 seed=seed,
             )
-            self.errors[split] = expected_calibration_error(true, proba)
             self.cells[split] = table[["patient_id", "x", "y", "true"]]
+            if self.folds:
+                error = Interval(expected_calibration_error(true, proba), None, None)
+                drawn = intervals(self.drawn[split], config.confidence)
+                self.metrics[split] = {**drawn, "expected_calibration_error": error}
+            else:
+                results = runs[0].results or {}
+                self.metrics[split] = {name: Interval(**results[split][name]) for name in LABELS}
 
     def _table(self, split: str) -> pd.DataFrame:
         cell = ["patient_id", "x", "y"]
@@ -264,18 +277,9 @@ class _Pooled:
             )
         return table
 
-    def metrics(self, split: str) -> Metrics:
-        """Those of results.json, or of the pooled predictions of folds."""
-        if not self.folds:
-            results = self.runs[0].results or {}
-            return {name: Interval(**results[split][name]) for name in LABELS}
-        error = Interval(self.errors[split], None, None)
-        drawn = intervals(self.drawn[split], self.confidence)
-        return {**drawn, "expected_calibration_error": error}
-
     def order(self, metric: str) -> tuple[bool, bool, float]:
         """Sorts the best to the front, and what lacks folds or a value to the end."""
-        value = self.metrics("dev")[metric].value
+        value = self.metrics["dev"][metric].value
         number = 0.0 if value is None else value
         incomplete = len(self.runs) < self.folds
         return incomplete, value is None, number if metric in LOWER else -number

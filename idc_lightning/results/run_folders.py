@@ -99,6 +99,21 @@ def find_runs(folder: Path) -> list[RunFolder]:
     return [run for run in runs if run is not None]
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a results.json.
+
+    Raises:
+        IDCError: If it can't be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise IDCError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise IDCError(f"{path} is damaged: {error}") from error
+    return dict(content)
+
+
 def failed_jobs(sweep: Path) -> dict[str, str]:
     """Why jobs of a sweep failed, by the names of those that no later one has made up for."""
     paths = sorted(sweep.glob(f"*{FAILED}*/{REASON}"), key=lambda path: _natural(str(path)))
@@ -156,7 +171,7 @@ def _read(path: Path, folder: Path) -> RunFolder | None:
         overrides={key: value for key, _, value in pairs},
         choices={key: str(value) for key, value in hydra["hydra"]["runtime"]["choices"].items()},
         config=_yaml(path / ".hydra" / "config.yaml"),
-        results=None if problem else _results(results),
+        results=None if problem else read_results(results),
         problem=problem,
     )
 
@@ -168,13 +183,3 @@ def _yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML
         raise IDCError(f"can't read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise IDCError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-
-
-def _results(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise IDCError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise IDCError(f"{path} is damaged: {error}") from error
-    return dict(content)

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -142,13 +142,13 @@ def metrics_table(metrics: Mapping[str, Metrics], threshold: float, confidence: 
     return table
 
 
-def interval_text(interval: Interval) -> str:
-    """A metric with its interval, as a reader sees it."""
+def interval_text(interval: Interval, *, sign: Literal["-", "+"] = "-") -> str:
+    """A metric with its interval, as a reader sees it; ``"+"`` shows the sign of a difference."""
     if interval.value is None:
         return UNDEFINED
     if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+        return f"{interval.value:{sign}.3f}"
+    return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
 def mean_text(mean: Mean) -> str:
