@@ -16,7 +16,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import full_scale, machine, measure, notebook_loop, rows, run, table
+from benchmarks import (
+    full_scale,
+    machine,
+    measure,
+    notebook_loop,
+    rows,
+    run,
+    same_result,
+    table,
+)
 from benchmarks.notebook_loop import NotebookLoop, decode_one_by_one
 from benchmarks.ours import (
     configured,
@@ -488,3 +497,18 @@ def test_the_header_names_command_and_versions() -> None:
     printed = machine.header("python -m benchmarks.run")
     assert "`python -m benchmarks.run`" in printed
     assert torch.__version__ in printed
+
+
+def test_results_are_the_same_to_three_decimals() -> None:
+    ours = {"f1": 0.8512, "auroc": 0.93, "brier": 0.1}
+    assert same_result.differing(ours, {"f1": 0.85155, "auroc": 0.9304, "brier": 0.1}) == []
+    found = same_result.differing(ours, {"f1": 0.8518, "auroc": 0.93, "brier": float("nan")})
+    assert found == ["f1", "brier"]
+
+
+def test_networks_are_held_against_each_other() -> None:
+    ours = {"weight": torch.tensor([0.5, 1.0]), "steps": torch.tensor(3)}
+    other = {"weight": torch.tensor([0.5, 0.75]), "steps": torch.tensor(3)}
+    assert same_result.weight_difference(ours, other) == 0.25
+    with pytest.raises(ValueError, match="other layers"):
+        same_result.weight_difference(ours, {"weight": torch.ones(2)})
