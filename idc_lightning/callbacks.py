@@ -1,21 +1,14 @@
-"""What happens beside the training: checkpoints, averaged weights, progress and its speed."""
+"""What happens beside the training: curves, averaged weights, progress and its speed."""
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 from torch.utils.hooks import RemovableHandle
 
-from idc_lightning.metrics import better
 from idc_lightning.models.network import PatchNetwork
 
 SHOWN = {
@@ -28,49 +21,19 @@ SHOWN = {
 """Metrics in a line of progress, and their names there."""
 
 
-class Checkpoints(ModelCheckpoint):
-    """``best.ckpt`` of the best epoch and ``last.ckpt`` of the last one.
+class Curves(Callback):
+    """Logs loss and learning rate of every few steps, before a checkpoint of them is written.
 
-    Lightning's own ``save_last`` leaves out epochs that aren't the best so far.
-
-    Args:
-        folder: Where they are written.
-        monitor: Name of a metric that says which epoch is the best.
-        last_every: Seconds between two times that the last is written during training, which
-            would take as long as a short epoch.
+    Lightning's own entries come after that, so that a run which is killed would have a gap; and of
+    a block of steps they would show the last one only.
     """
 
-    def __init__(self, folder: Path, *, monitor: str, last_every: float) -> None:
-        super().__init__(
-            folder,
-            filename="best",
-            monitor=monitor,
-            mode=better(monitor),
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        self.last_model_path = str(folder / "last.ckpt")
-        self._last_every = last_every
-        self._last_written = -math.inf
+    def __init__(self) -> None:
+        self._rate = math.nan
 
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Write the epoch, first as the best if it is, so that the last knows of it."""
-        super().on_train_epoch_end(trainer, pl_module)
-        # Lightning runs checkpoints after all other callbacks, one of which may have ended it.
-        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends or time.monotonic() - self._last_written >= self._last_every:
-            trainer.save_checkpoint(self.last_model_path)
-            self._last_written = time.monotonic()
-
-
-class BlockCurves(Callback):
-    """Logs loss and learning rate of every few steps where these are taken in blocks.
-
-    As Lightning and its LearningRateMonitor do where each step is a call of theirs, under the same
-    names and at the same steps.
-    """
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
+        """Keep the rate, which the scheduler changes with the step."""
+        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self,
@@ -80,16 +43,21 @@ class BlockCurves(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Log what falls on a block that was learned."""
+        """Log what falls on the step or on the block of steps."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        rate = f"lr-{type(trainer.optimizers[0]).__name__}"
-        losses = outputs["losses"].tolist()
+        losses = outputs["losses"] if "losses" in outputs else outputs["loss"].reshape(1)
+        rates = outputs.get("rates", [self._rate])
+        name = f"lr-{type(trainer.optimizers[0]).__name__}"
         first = trainer.global_step - len(losses)
-        for step, (loss, used) in enumerate(zip(losses, outputs["rates"], strict=True), first):
-            if (step + 1) % every == 0:
-                entry = {"train/loss": loss, rate: used, "epoch": trainer.current_epoch}
-                for logger in trainer.loggers:
-                    logger.log_metrics(entry, step=step)
+        due = [place for place in range(len(losses)) if (first + place + 1) % every == 0]
+        for place in due:
+            entry = {
+                "train/loss": float(losses[place]),
+                name: rates[place],
+                "epoch": trainer.current_epoch,
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics(entry, step=first + place)
 
 
 class SingleThreadHead(Callback):
@@ -180,6 +148,11 @@ class EpochLines(ProgressBar):
             self._print(trainer, self._began)
         self._began = time.perf_counter()
 
+    def on_train_batch_start(self, *_: Any) -> None:  # noqa: ANN401
+        """Start the clock in an epoch that a resumed run goes on with."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
     def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
         """Print the last epoch."""
         if self._began is not None:
@@ -199,17 +172,25 @@ class Throughput(Callback):
     Attributes:
         images: Images counted.
         seconds: Time they took.
+        elapsed_before: Seconds of the whole run before this process resumed it.
     """
 
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
+        self.elapsed_before = 0.0
+        self._began = time.perf_counter()
         self._last: float | None = None
 
     @property
     def images_per_second(self) -> float | None:
         """The rate, or None if there was a single batch only."""
         return self.images / self.seconds if self.seconds else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the whole run so far."""
+        return self.elapsed_before + time.perf_counter() - self._began
 
     def on_train_epoch_start(self, *_: Any) -> None:  # noqa: ANN401
         """An epoch's first batch includes its set-up, so that it isn't timed."""
@@ -229,3 +210,12 @@ class Throughput(Callback):
             self.images += len(batch["cell"])
             self.seconds += now - self._last
         self._last = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far."""
+        return {"images": self.images, "seconds": self.seconds, "elapsed": self.elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting in a resumed run."""
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.elapsed_before = state_dict["elapsed"]

@@ -192,8 +192,19 @@ class IDCClassifier(lightning.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep in mind in which precision the run computes, so that it can be judged alike."""
+        """Keep in which precision the run computes, so that it can be judged alike.
+
+        Within an epoch also what its metrics of train need of the batches so far.
+        """
         checkpoint["precision"] = str(self.trainer.precision)
+        if "train" in self._seen:
+            checkpoint["seen"] = _joined(self._seen["train"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up an epoch of train."""
+        if "seen" in checkpoint:
+            cells, logits, labels = (part.to(self.device) for part in checkpoint["seen"])
+            self._seen["train"] = [(cells, logits, labels)]
 
     def forward(self, image: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Logits of images, or of the features that a frozen backbone gave of them.
@@ -219,7 +230,6 @@ class IDCClassifier(lightning.LightningModule):
         size = len(batch["cell"])
         if not self.automatic_optimization:
             output = self._learn_block(batch, batch_idx)
-            # `BlockCurves` logs it of more steps than the last one.
             self.log("train/loss", output["loss"], prog_bar=True, logger=False, batch_size=size)
             return output
         seed_draws(self.device, self.data.seed, self.global_step, self.global_rank)
@@ -228,7 +238,7 @@ class IDCClassifier(lightning.LightningModule):
         waits = loss.device.type != "cpu"
         if not waits or self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._check_finite(loss)
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=size)  # but `Curves`
         return loss
 
     def learn_in_blocks(self, *, gradient_clip: float | None) -> None:
@@ -348,9 +358,7 @@ class IDCClassifier(lightning.LightningModule):
 
     def _close(self, stage: str) -> None:
         """Log loss and metrics of all patches of an epoch, and keep their logits."""
-        cells, logits, labels = (
-            torch.cat(part) for part in zip(*self._seen.pop(stage), strict=True)
-        )
+        cells, logits, labels = _joined(self._seen.pop(stage))
         if not bool(torch.isfinite(logits).all()):
             rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
             at = f", learning rate {rates[0]:.3g}" if rates else ""
@@ -390,6 +398,12 @@ class IDCClassifier(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _joined(seen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells, logits and labels of batches as those of one."""
+    cells, logits, labels = (torch.cat(part) for part in zip(*seen, strict=True))
+    return cells, logits, labels
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -28,13 +29,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
+from idc_lightning.checkpoints import last_checkpoint
 from idc_lightning.conf_folder import conf_folder, describe
-from idc_lightning.config import AnyCommand, CommandConfig, read_config
+from idc_lightning.config import AnyCommand, CommandConfig, Config, read_config
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.files import write_text
 from idc_lightning.memory import keep_freed_memory
-from idc_lightning.results.run_folders import FAILED, REASON, failed_jobs
-from idc_lightning.sweep import check_resumed, ended_well, hold, job_value
+from idc_lightning.results.run_folders import FAILED, REASON, RESULTS, failed_jobs
+from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, take_up
+from idc_lightning.sweep import check_resumed, hold_sweep, job_value
+from idc_lightning.termination import CODE, Terminated, terminable
 
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
@@ -43,6 +48,7 @@ NOISE = (
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*ended before the epoch ended and your dataloader is not resumable.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )
@@ -87,7 +93,7 @@ class OwnFolder(Callback):
                 check_resumed(folder, config)
             else:
                 _refuse_occupied(folder, "hydra.sweep.dir")
-            OwnFolder.lock = hold(folder)
+            OwnFolder.lock = hold_sweep(folder)
         except IDCError as error:
             fail(error)
         OwnFolder.sweep = config
@@ -135,23 +141,56 @@ def run_command(
     entry = hydra.main(
         config_path=str(conf_folder()), config_name=schema.command, version_base="1.3"
     )
-    try:
-        entry(job)()
-        if OwnFolder.sweep is not None:
-            _end_sweep(OwnFolder.sweep, after_sweep)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if composed:
-            raise
-        fail(IDCError(f"configuration: {describe(error, schema.command)}"))
-    except BrokenProcessPool:
-        if OwnFolder.sweep is None:
-            raise
-        fail(
-            IDCError(
-                "the process of a job was stopped, perhaps for want of memory: start the sweep "
-                "again with sweep.resume=true and fewer jobs at a time (hydra.launcher.n_jobs=1)"
+    with _told_plainly():
+        try:
+            entry(job)()
+            if OwnFolder.sweep is not None:
+                _end_sweep(OwnFolder.sweep, after_sweep)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if composed:
+                raise
+            fail(IDCError(f"configuration: {describe(error, schema.command)}"))
+        except BrokenProcessPool:
+            if OwnFolder.sweep is None:
+                raise
+            fail(
+                IDCError(
+                    "the process of a job was stopped, perhaps for want of memory: start the sweep "
+                    "again with sweep.resume=true and fewer jobs at a time "
+                    "(hydra.launcher.n_jobs=1)"
+                )
             )
-        )
+
+
+def resume_command(command: Callable[[Config, Path], object], words: Sequence[str]) -> None:
+    """Go on with a run in its folder; leaves with the exit code of the command.
+
+    Args:
+        command: `idc_lightning.train.train`.
+        words: The command line, one of them ``resume=<run folder>``.
+    """
+    quiet()
+    keep_freed_memory()
+    with _told_plainly():
+        try:
+            resumed = take_up(words)
+        except IDCError as error:
+            fail(error)
+        if resumed is None:
+            print("the run has ended already: nothing is left to do")
+            return
+        config, folder = resumed.config, resumed.folder
+        try:
+            _attempt(lambda: command(config, folder), folder, own=True, sweeps=False)
+        finally:
+            resumed.lock.release()
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """End with one line where the system refuses something."""
+    try:
+        yield
     except BrokenPipeError:
         # Whoever read the output, as `head` does, wants no more of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -168,41 +207,82 @@ def _run_job(
     """Run a command in its folder; of a job of a sweep, the value by which it is ranked."""
     hydra_config = HydraConfig.get()
     folder, sweeps = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
-    if sweeps and resumes(cfg):
-        if ended_well(folder, cfg):
-            return job_value(folder, cfg)
-        _set_aside_killed(folder)
-    if (folder / "checkpoints").exists():
+    own = hydra_config.output_subdir is not None
+    goes_on = sweeps and resumes(cfg)
+    if goes_on and (folder / RESULTS).is_file():
+        return job_value(folder, cfg)
+    if not goes_on and (folder / CHECKPOINTS).exists():
         fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
+    locks: list[FileLock] = []
 
-    def aside(reason: str) -> None:
-        if hydra_config.output_subdir is not None:  # else it isn't a folder of its own
-            _set_aside(folder, reason, keep=sweeps)
-
-    try:
+    def run() -> None:
         config = read_config(cfg, schema)
         typed = hydra_config.overrides.task
         _refuse_idle(config, typed)
         if not sweeps:
             _refuse_sweep(typed)
+        if goes_on and isinstance(config, Config) and _make_room(folder, config):
+            locks.append(hold_run(folder))
         command(config, folder)
-    except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to the former
-        aside("interrupted")
-        fail(IDCError("interrupted"))
+
+    try:
+        if own:
+            locks.append(hold_run(folder))
+        ended_well = _attempt(run, folder, own=own, sweeps=sweeps)
+    except IDCError as error:
+        fail(error)
+    finally:
+        for lock in locks:
+            lock.release()
+    if not sweeps:
+        return None
+    return job_value(folder, cfg) if ended_well else math.nan
+
+
+def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool) -> bool:
+    """Run a command, and end the process as told if it fails or is interrupted.
+
+    Args:
+        run: The command.
+        folder: Its run folder.
+        own: Whether the folder is its alone.
+        sweeps: Whether it is a job of a sweep, which goes on if the job fails.
+
+    Returns:
+        Whether it ended well.
+    """
+
+    def aside(reason: str) -> None:
+        if own:
+            _set_aside(folder, reason, keep=sweeps)
+
+    try:
+        with terminable():
+            run()
+    except (
+        KeyboardInterrupt,
+        SystemExit,
+    ) as left:  # the latter is Lightning's answer to the former
+        code = CODE if isinstance(left, Terminated) else 1
+        if not last_checkpoint(folder).is_file():
+            aside("interrupted")
+            fail(IDCError("interrupted"), code)
+        how = "start the sweep again with sweep.resume=true" if sweeps else f"{WORD}{folder}"
+        fail(IDCError(f"interrupted: to go on, {how}"), code)
     except IDCError as error:
         aside(str(error))
         if not sweeps:
             fail(error)
         print(f"error: job {folder.name}: {error}", file=sys.stderr, flush=True)
-        return math.nan
+        return False
     except BaseException as error:
         aside(repr(error))
         if not sweeps:
             raise
         traceback.print_exc()
         print(f"error: job {folder.name}: {error!r}", file=sys.stderr, flush=True)
-        return math.nan
-    return job_value(folder, cfg) if sweeps else None
+        return False
+    return True
 
 
 def resumes(config: DictConfig) -> bool:
@@ -238,11 +318,11 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def fail(error: IDCError) -> NoReturn:
-    """Print an error as it is and leave with exit code 1."""
+def fail(error: IDCError, code: int = 1) -> NoReturn:
+    """Print an error as it is and leave with an exit code."""
     sys.stdout.flush()
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def _refuse_idle(config: CommandConfig, overrides: Sequence[str]) -> None:
@@ -270,8 +350,8 @@ def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> Path | None:
     Returns:
         Where it is now; None if it was removed.
     """
-    learned = any((folder / "checkpoints").glob("*.ckpt"))
-    if not keep and not learned and not (folder / "results.json").exists():
+    learned = any((folder / CHECKPOINTS).glob("*.ckpt"))
+    if not keep and not learned and not (folder / RESULTS).exists():
         shutil.rmtree(folder, ignore_errors=True)
         return None
     write_text(folder / REASON, f"{reason}\n")
@@ -279,9 +359,18 @@ def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> Path | None:
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 
-def _set_aside_killed(folder: Path) -> None:
-    """Make room for a job that was killed before; Hydra has written into its folder again."""
-    if any(path.name != ".hydra" for path in folder.iterdir()):
-        killed = _set_aside(folder, "killed before its end", keep=True)
-        assert killed is not None
-        shutil.copytree(killed / ".hydra", folder / ".hydra")
+def _make_room(folder: Path, config: Config) -> bool:
+    """Set aside what a job that was killed has left, if it can't go on with it.
+
+    Hydra has written into its folder again.
+
+    Returns:
+        Whether the folder is another one now.
+    """
+    goes_on = last_checkpoint(folder).is_file() and obstacle(config, folder) is None
+    if goes_on or all(path.name == ".hydra" for path in folder.iterdir()):
+        return False
+    killed = _set_aside(folder, "killed before its end", keep=True)
+    assert killed is not None
+    shutil.copytree(killed / ".hydra", folder / ".hydra", ignore=shutil.ignore_patterns(LOCK.name))
+    return True

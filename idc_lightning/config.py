@@ -71,6 +71,9 @@ SHOWN = (
 )
 """Values of a training that can't change its result: places, and what is only shown or logged."""
 
+BOUND = ("onecycle", "cosine")
+"""Schedulers whose rates depend on the number of epochs."""
+
 
 class Section(BaseModel):
     """A part of the configuration: nothing but the declared keys, and never changed."""
@@ -514,8 +517,21 @@ class Config(CommandConfig):
 
     def digest(self) -> str:
         """SHA-256 of the `deciding_values`, as 64 hexadecimal digits."""
-        text = json.dumps(self.deciding_values(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _hash(self.deciding_values())
+
+    def course(self) -> str:
+        """SHA-256 of the values that decide how a training goes on from one of its checkpoints.
+
+        Those of `digest` without the number of epochs, unless the learning rate depends on it.
+        """
+        values = self.deciding_values()
+        if self.scheduler.name not in BOUND:
+            del values["trainer"]["epochs"]
+        return _hash(values)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def deciding(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:

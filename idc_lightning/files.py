@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 
 from idc_lightning.errors import IDCError
 
+PARTIAL = ".partial"
+"""Ends the names of what isn't whole yet."""
+
 LONGEST = 60
 """Letters of a name that `safe_name` keeps as it is."""
 
@@ -90,7 +93,7 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         IDCError: If the folder can't be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -101,6 +104,15 @@ def replaced(path: Path) -> Iterator[Path]:
                 partial.unlink()
     except OSError as error:
         raise IDCError(f"can't write {path}: {error.strerror}") from error
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed process was writing by `replaced` in a folder and in those below it.
+
+    No other process may be writing there.
+    """
+    for path in folder.rglob(f".*{PARTIAL}"):
+        path.unlink()
 
 
 @contextmanager
@@ -150,7 +162,7 @@ def remade(folder: Path) -> Iterator[Path]:
 
 def partial_of(folder: Path) -> Path:
     """Where `remade` makes a folder before it becomes whole."""
-    return folder.parent / f".{folder.name}.partial"
+    return folder.parent / f".{folder.name}{PARTIAL}"
 
 
 @contextmanager
@@ -179,6 +191,27 @@ def locked(folder: Path, *, waiting: str = "") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def hold(lock: Path, refusal: str) -> FileLock:
+    """Take a lock that is kept until this process ends or lets it go.
+
+    Args:
+        lock: Its file.
+        refusal: The error if another process has it.
+
+    Raises:
+        IDCError: If another process has it, or its folder can't be written.
+    """
+    held = FileLock(lock, blocking=False)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout as error:
+        raise IDCError(refusal) from error
+    except OSError as error:
+        raise _cannot_make(lock.parent, error) from error
+    return held
 
 
 def _rename(partial: Path, folder: Path) -> None:

@@ -29,6 +29,9 @@ from idc_lightning.files import write_text
 from idc_lightning.lr_bounds import blend, propose_bounds, ramp_rates
 from idc_lightning.progress import watched
 
+TABLE = "learning_rate_search.csv"
+"""The curve, in the run folder."""
+
 
 @dataclass(frozen=True)
 class RangeTestResult:
@@ -67,7 +70,7 @@ class LRRangeTest(Callback):
 
     Attributes:
         result: What was found, in this run or in the one that is resumed; None before.
-        picture: The curve, in the first process; None before, and in a resumed run.
+        picture: The curve, in the first process; None before.
     """
 
     def __init__(self, config: LRRangeTestConfig, folder: Path, *, bar: bool) -> None:
@@ -76,6 +79,22 @@ class LRRangeTest(Callback):
         self.bar = bar
         self.result: RangeTestResult | None = None
         self.picture: Picture | None = None
+
+    def on_fit_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Take what was found before a run was resumed, which may have nothing left to train."""
+        assert isinstance(pl_module, IDCClassifier)
+        if trainer.ckpt_path is None:
+            return
+        _say(trainer, "left out, since a resumed training keeps the rates of its checkpoint")
+        if self.result is None:
+            return
+        if self.result.applied:
+            _set_rates(trainer, pl_module, self.result)
+        table = self.folder / TABLE
+        if trainer.is_global_zero and table.is_file():
+            self._draw(pd.read_csv(table), self.result)
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -87,9 +106,6 @@ class LRRangeTest(Callback):
         """
         assert isinstance(pl_module, IDCClassifier)
         if trainer.ckpt_path is not None:
-            _say(trainer, "left out, since a resumed training keeps the rates of its checkpoint")
-            if self.result is not None and self.result.applied:
-                _set_rates(trainer, pl_module, self.result)
             return
         with _undone(trainer, pl_module):
             curve = self._search(trainer, pl_module)
@@ -125,7 +141,10 @@ class LRRangeTest(Callback):
     def _write(self, curve: pd.DataFrame, result: RangeTestResult) -> None:
         """Write table and picture."""
         text = curve.to_csv(index=False, float_format="%.9g", na_rep="nan", lineterminator="\n")
-        write_text(self.folder / "learning_rate_search.csv", text)
+        write_text(self.folder / TABLE, text)
+        self._draw(curve, result)
+
+    def _draw(self, curve: pd.DataFrame, result: RangeTestResult) -> None:
         self.picture = draw_range_test(
             self.folder / "figures" / "learning_rate_search.png",
             curve,

@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
-from idc_lightning.results.run_folders import read_results
+from idc_lightning.files import hold
+from idc_lightning.results.run_folders import RESULTS, read_results
 
 KEPT = "multirun.yaml"
 """File in which Hydra keeps the configuration of a sweep."""
@@ -43,27 +44,13 @@ def _typed(config: DictConfig | ListConfig) -> list[str]:
     return [typed for typed in config.hydra.overrides.task if not typed.startswith("sweep.")]
 
 
-def hold(folder: Path) -> FileLock:
-    """Keep the folder of a sweep for as long as this process lives or the lock is kept.
+def hold_sweep(folder: Path) -> FileLock:
+    """Keep other processes from running the sweep of a folder.
 
     Raises:
-        IDCError: If another process has it, or it can't be written.
+        IDCError: If one does, or the folder can't be written.
     """
-    lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise IDCError(f"another process runs the sweep of {folder}: wait until it ends") from error
-    except OSError as error:
-        raise IDCError(f"can't write {folder}: {error.strerror}") from error
-    return lock
-
-
-def ended_well(folder: Path, config: DictConfig) -> bool:
-    """Whether a job has written all that a run of its configuration leaves."""
-    last = ["results.json", *(["report.html"] if config.report.enabled else [])]
-    return all((folder / name).is_file() for name in last)
+    return hold(folder / ".lock", f"another process runs the sweep of {folder}: wait until it ends")
 
 
 def job_value(folder: Path, config: DictConfig) -> float | None:
@@ -79,5 +66,5 @@ def job_value(folder: Path, config: DictConfig) -> float | None:
     metric = OmegaConf.select(config, "sweep.metric")
     if metric is None:
         return None
-    value = read_results(folder / "results.json")["dev"][metric]["value"]
+    value = read_results(folder / RESULTS)["dev"][metric]["value"]
     return math.nan if value is None else float(value)

@@ -1,26 +1,28 @@
 """``idc-train``: fit, take the best checkpoint, judge it once on test, write the run folder."""
 
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from idc_lightning.callbacks import Throughput
+from idc_lightning.checkpoints import first_step, last_checkpoint
 from idc_lightning.classifier import IDCClassifier, write_decision
-from idc_lightning.cli import run_command
+from idc_lightning.cli import resume_command, run_command
 from idc_lightning.compare import compare_sweep
 from idc_lightning.config import Config
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import write_splits
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
+from idc_lightning.files import remove_partials
 from idc_lightning.frozen import block_steps, features_note
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.report.card import model_card
@@ -29,6 +31,7 @@ from idc_lightning.report.sections import check_patients, too_scattered
 from idc_lightning.report.tensorboard import log_judgement, log_pictures
 from idc_lightning.results.judgement import Judgement, decide, judge_splits
 from idc_lightning.results.predictions import predictions_table
+from idc_lightning.results.run_folders import RESULTS
 from idc_lightning.results.summary import (
     comparison_table,
     console,
@@ -37,29 +40,31 @@ from idc_lightning.results.summary import (
     versions,
     write_results,
 )
+from idc_lightning.resume import WORD
 from idc_lightning.trainer import build_trainer
 
 JUDGED = ("dev", "test")
 
 
 def train(config: Config, folder: Path) -> dict[str, Any]:
-    """Run an experiment.
+    """Run an experiment, or go on with it where its last checkpoint was written.
 
     Args:
         config: All of its values.
         folder: Where its checkpoints, logs, predictions, results and figures are written.
 
     Returns:
-        The content of results.json.
+        The content of results.json, which is written last: where it is, nothing is left to do.
 
     Raises:
         IDCError: If the configuration, the data or the hardware don't allow it, or training
             diverges.
     """
-    began = time.perf_counter()
     out = console()
+    remove_partials(folder)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    trainer = build_trainer(config, folder, interactive=sys.stdout.isatty())
+    begin = first_step(folder)
+    trainer = build_trainer(config, folder, interactive=sys.stdout.isatty(), first_step=begin)
     model = IDCClassifier(config.model, config.optimizer, config.scheduler)
     data = IDCDataModule(
         config.data,
@@ -79,7 +84,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         out.print(note, highlight=False, markup=False)
     write_splits(data.splits, folder / "splits.csv")
 
-    trainer.fit(model, datamodule=data, weights_only=True)
+    last = last_checkpoint(folder) if begin else None
+    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
     decision = decide(*labelled_logits(model, data, "dev"), config.results)
     model.decide_by(decision)
@@ -91,14 +97,13 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     }
     judgement = judge_splits(predictions, decision, config.results, seed=config.seed)
     judgement.write_tables(folder)
-    facts = run_facts(config, data, trainer, seconds=time.perf_counter() - began)
-    results = judgement.values() | facts
-    write_results(folder / "results.json", results)
     pictures: list[Picture] = []
     if config.report.enabled:
         judged = judged_run(config, folder, judgement, data, model, trainer)
         pictures = write_run_report(folder, judged, config.report)
     log_end(trainer, model, config, judgement, pictures)
+    results = judgement.values() | run_facts(config, data, trainer)
+    write_results(folder / RESULTS, results)
     if config.trainer.profiler is not None:
         out.print(trainer.profiler.summary(), highlight=False)  # type: ignore[attr-defined]
     out.print(metrics_table(judgement.metrics, decision.threshold, config.results.confidence))
@@ -115,11 +120,10 @@ def labelled_logits(
     return logits, data.table["target"].to_numpy(dtype=np.int64)[cells.numpy()]
 
 
-def run_facts(
-    config: Config, data: IDCDataModule, trainer: lightning.Trainer, *, seconds: float
-) -> dict[str, Any]:
+def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -> dict[str, Any]:
     """What results.json says beside the metrics."""
-    search = range_test(trainer)
+    search, throughput = _callback(trainer, LRRangeTest), _callback(trainer, Throughput)
+    assert throughput is not None
     return {
         "patients": counted(data, "patients"),
         "patches": counted(data, "patches"),
@@ -127,12 +131,8 @@ def run_facts(
         "notes": [*data.notes(), *features_note(config)],
         "epochs": trainer.current_epoch,
         "lr_range_test": asdict(search.result) if search and search.result else None,
-        "seconds": round(seconds, 1),
-        "images_per_second": next(
-            callback.images_per_second
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, Throughput)
-        ),
+        "seconds": round(throughput.elapsed, 1),
+        "images_per_second": throughput.images_per_second,
         "precision": trainer.precision,
         "versions": versions(),
         "config_hash": config.digest(),
@@ -146,10 +146,13 @@ def counted(data: IDCDataModule, what: str) -> dict[str, int]:
     return dict(zip(summary["split"], summary[what].tolist(), strict=True))
 
 
-def range_test(trainer: lightning.Trainer) -> LRRangeTest | None:
-    """The search for the learning rate, if there is one."""
+AnyCallback = TypeVar("AnyCallback", bound=Callback)
+
+
+def _callback(trainer: lightning.Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
+    """The callback of a kind, if there is one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, LRRangeTest)), None)
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def judged_run(
@@ -162,7 +165,7 @@ def judged_run(
 ) -> Judged:
     """What the report of a run shows."""
     patients = counted(data, "patients")
-    search = range_test(trainer)
+    search = _callback(trainer, LRRangeTest)
     log = folder / "metrics.csv"
     monitor = config.callbacks.checkpoint.monitor
     training = draw_training(log, folder / "figures", monitor) if log.is_file() else []
@@ -210,13 +213,17 @@ def log_end(
         if isinstance(logger, TensorBoardLogger):
             log_judgement(logger.experiment, judgement, step=trainer.global_step)
             log_pictures(logger.experiment, pictures, step=trainer.global_step)
-            logger.log_hyperparams(used.deciding_values(), final)
+            logger.log_hyperparams(used.deciding_values(), final, step=trainer.global_step)
             logger.finalize("success")
 
 
 def main() -> None:
     """Entry point of the command."""
-    run_command(train, Config, after_sweep=compare_sweep)
+    words = sys.argv[1:]
+    if any(word.startswith(WORD) for word in words):
+        resume_command(train, words)
+    else:
+        run_command(train, Config, after_sweep=compare_sweep)
 
 
 if __name__ == "__main__":

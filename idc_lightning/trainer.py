@@ -1,36 +1,25 @@
-"""The Trainer of a configuration: hardware and precision, callbacks, loggers."""
+"""The Trainer of a configuration: hardware and precision, callbacks."""
 
 from pathlib import Path
 from typing import Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    LearningRateMonitor,
-    RichProgressBar,
-)
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
 from idc_lightning.callbacks import (
     AveragedWeights,
-    BlockCurves,
-    Checkpoints,
+    Curves,
     EpochLines,
     SingleThreadHead,
     Throughput,
 )
-from idc_lightning.config import (
-    CallbacksConfig,
-    Config,
-    HardwareConfig,
-    LoggerConfig,
-    TrainerConfig,
-)
+from idc_lightning.checkpoints import Checkpoints, WholeFiles
+from idc_lightning.config import CallbacksConfig, Config, HardwareConfig, TrainerConfig
 from idc_lightning.errors import IDCError
 from idc_lightning.frozen import block_steps
+from idc_lightning.loggers import build_loggers
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.metrics import better
 
@@ -40,13 +29,16 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What each precision computes in where that is safe; all others in float32."""
 
 
-def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightning.Trainer:
+def build_trainer(
+    config: Config, folder: Path, *, interactive: bool, first_step: int = 0
+) -> lightning.Trainer:
     """Make the Trainer of a run.
 
     Args:
         config: The run's configuration.
         folder: The run folder.
         interactive: Whether somebody watches a terminal.
+        first_step: Step that is taken first, above 0 in a resumed run.
 
     Raises:
         IDCError: If the hardware lacks what the configuration asks for.
@@ -54,9 +46,9 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
     trainer = config.trainer
     accelerator = resolve_accelerator(trainer)
     block = block_steps(config)
-    loggers = build_loggers(config.logger, folder)
+    loggers = build_loggers(config.logger, folder, first_step=first_step)
     progress = progress_kind(config.callbacks, interactive=interactive)
-    return lightning.Trainer(
+    made = lightning.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=resolve_precision(trainer, accelerator),
@@ -70,17 +62,22 @@ def build_trainer(config: Config, folder: Path, *, interactive: bool) -> lightni
             config.callbacks,
             folder,
             progress,
+            course=config.course(),
             logs=bool(loggers),
-            blocks=block > 1,
             single_thread_head=accelerator == "cpu" and config.model.freeze_backbone,
         ),
         logger=loggers,
+        plugins=WholeFiles(),
         enable_progress_bar=progress != "none",
         enable_model_summary=False,
         # Errors of dev's metrics show in the first epoch; a sanity check would only cost time.
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
+    # Lightning would stop for SIGTERM wherever it looks, also where nothing was saved;
+    # `idc_lightning.termination` answers it instead.
+    made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return made
 
 
 def resolve_accelerator(config: HardwareConfig) -> str:
@@ -141,19 +138,6 @@ def build_profiler(config: TrainerConfig) -> Profiler | None:
     return None if config.profiler is None else kinds[config.profiler]()
 
 
-def build_loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
-    """Loggers of losses and metrics in the run folder."""
-    loggers: list[Logger] = []
-    if config.tensorboard:
-        # Hyperparameters are logged with the final metrics, by `train`.
-        loggers.append(
-            TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
-        )
-    if config.csv:
-        loggers.append(CSVLogger(folder, name="", version=""))
-    return loggers
-
-
 def progress_kind(config: CallbacksConfig, *, interactive: bool) -> str:
     """``"rich"``, ``"plain"`` or ``"none"``."""
     if config.progress != "auto":
@@ -166,8 +150,8 @@ def build_callbacks(
     folder: Path,
     progress: str,
     *,
+    course: str,
     logs: bool,
-    blocks: bool = False,
     single_thread_head: bool = False,
 ) -> list[Callback]:
     """Checkpoints, progress, and what else is configured.
@@ -176,15 +160,16 @@ def build_callbacks(
         config: Which.
         folder: The run folder.
         progress: As of `progress_kind`.
+        course: Hash of what decides the course of the training, kept in its checkpoints.
         logs: Whether anything is logged.
-        blocks: Whether steps are taken in blocks.
         single_thread_head: Whether one thread trains the head.
     """
     callbacks: list[Callback] = [
         Checkpoints(
-            folder / "checkpoints",
+            folder,
             monitor=config.checkpoint.monitor,
             last_every=config.checkpoint.last_every,
+            course=course,
         ),
         Throughput(),
     ]
@@ -204,7 +189,7 @@ def build_callbacks(
     if config.ema_decay is not None:
         callbacks.append(AveragedWeights(config.ema_decay))
     if logs:
-        callbacks.append(BlockCurves() if blocks else LearningRateMonitor(logging_interval="step"))
+        callbacks.append(Curves())
     if progress == "rich":
         callbacks.append(RichProgressBar(leave=True))
     if progress == "plain":

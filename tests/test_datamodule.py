@@ -227,6 +227,7 @@ def test_the_state_holds_plain_values_and_comes_back(tmp_path: Path, tissue: Ove
         "splits": PATIENTS,
         "split_hash": data.split_hash(),
         "patches": {"train": 3 * EACH, "dev": 2 * EACH, "test": EACH},
+        "next": [0, 0],
     }
     data.load_state_dict(state)
     sampled = ready(tmp_path, *tissue, "data.sample=20")

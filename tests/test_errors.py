@@ -277,7 +277,7 @@ def test_images_of_other_modes_are_converted_and_counted(
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_an_interrupted_run_is_set_aside(
+def test_an_interrupted_run_is_kept_if_it_can_go_on(
     learned: bool,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -292,11 +292,10 @@ def test_an_interrupted_run_is_set_aside(
     monkeypatch.setattr(IDCClassifier, "on_train_epoch_start", interrupt)
     ended = Command(tmp_path, capsys, monkeypatch)(*SMALL, "hydra.run.dir=run")
     assert ended.code == 1
-    assert ended.err.strip().endswith("error: interrupted")
+    how = f": to go on, resume={tmp_path}/run" if learned else ""
+    assert ended.err.strip().endswith(f"error: interrupted{how}")
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert left == ({"run.failed"} if learned else set())
-    if learned:
-        assert (tmp_path / "run.failed" / "error.txt").read_text() == "interrupted\n"
+    assert left == ({"run"} if learned else set())
 
 
 @pytest.mark.parametrize("error", [IDCError("disk full"), KeyboardInterrupt(), ZeroDivisionError()])

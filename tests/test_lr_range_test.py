@@ -14,12 +14,13 @@ import torch
 import yaml
 from helpers_model import TINY, config_of, told, write_tissue
 from helpers_runs import QUICK
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from PIL import Image
 from torch import Tensor
 
 import idc_lightning.lr_range_test as lr_range_test
+from idc_lightning.callbacks import Curves
 from idc_lightning.classifier import IDCClassifier
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.figures.learning_rate import draw_range_test
@@ -269,7 +270,7 @@ def test_the_new_rates_are_logged(cycled: Run) -> None:
     curves = pd.read_csv(cycled.folder / "metrics.csv")["lr-SGD"].dropna()
     assert curves.tolist() == pytest.approx(cycled.rates.used)
     kinds = [type(callback) for callback in cycled.trainer.callbacks]
-    assert kinds.index(LRRangeTest) < kinds.index(LearningRateMonitor)
+    assert kinds.index(LRRangeTest) < kinds.index(Curves)
 
 
 def test_one_line_tells_the_proposal(
@@ -380,7 +381,7 @@ folder, overrides = Path(sys.argv[1]), sys.argv[2:]
 config = config_of(*overrides)
 lightning.seed_everything(config.seed, verbose=False)
 rates = Rates()
-callbacks = build_callbacks(config.callbacks, folder, "none", logs=False)
+callbacks = build_callbacks(config.callbacks, folder, "none", course="", logs=False)
 trainer = lightning.Trainer(
     accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
     callbacks=[*callbacks, rates], enable_progress_bar=False, enable_model_summary=False,

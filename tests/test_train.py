@@ -88,6 +88,7 @@ def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
     assert figures - galleries - landscapes == {f"figures/{name}.png" for name in FIGURES}
     assert events
     assert found - events - figures == {
+        ".hydra/.lock",
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
@@ -368,4 +369,5 @@ def test_a_net_that_overfits_learns_by_heart(
         "hydra.run.dir=run",
     )
     rows = pd.read_csv(tmp_path / "run" / "metrics.csv")
-    assert rows["train/f1"].dropna().iloc[-1] > 0.99
+    # Batches of 16 make single epochs worse, whichever way the hardware rounds.
+    assert rows["train/f1"].dropna().iloc[-10:].median() > 0.99

@@ -9,20 +9,19 @@ from helpers_model import TINY, config_of, told
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from idc_lightning.callbacks import EpochLines, Throughput
+from idc_lightning.callbacks import Curves, EpochLines, Throughput
 from idc_lightning.config import CallbacksConfig, TrainerConfig
+from idc_lightning.loggers import Table, build_loggers
 from idc_lightning.trainer import (
     build_callbacks,
-    build_loggers,
     build_profiler,
     build_trainer,
     has_bf16,
@@ -174,8 +173,8 @@ def test_the_trainer_takes_the_configured_values(tmp_path: Path) -> None:
     assert trainer.precision == "32-true"
     assert trainer.accelerator.__class__.__name__ == "CPUAccelerator"
     assert trainer.num_sanity_val_steps == 0
-    assert kinds(trainer.loggers) == {TensorBoardLogger, CSVLogger}
-    assert {Throughput, EpochLines, LearningRateMonitor} <= kinds(trainer.callbacks)
+    assert kinds(trainer.loggers) == {TensorBoardLogger, Table}
+    assert {Throughput, EpochLines, Curves} <= kinds(trainer.callbacks)
     assert trainer.checkpoint_callback.dirpath == str(tmp_path / "checkpoints")
     assert trainer.checkpoint_callback.monitor == "dev/f1"
 
@@ -192,15 +191,15 @@ def test_a_gpu_that_is_absent_is_told_before_anything_is_made(
 def test_without_loggers_nothing_is_logged(tmp_path: Path) -> None:
     trainer: Any = build_trainer(config_of(*TINY), tmp_path, interactive=True)
     assert trainer.loggers == []
-    assert not kinds(trainer.callbacks) & {LearningRateMonitor, EpochLines, RichProgressBar}
+    assert not kinds(trainer.callbacks) & {Curves, EpochLines, RichProgressBar}
 
 
 @pytest.mark.parametrize(
     ("tensorboard", "csv", "made"),
     [
-        (True, True, {TensorBoardLogger, CSVLogger}),
+        (True, True, {TensorBoardLogger, Table}),
         (True, False, {TensorBoardLogger}),
-        (False, True, {CSVLogger}),
+        (False, True, {Table}),
         (False, False, set()),
     ],
 )
@@ -208,7 +207,7 @@ def test_loggers_write_into_the_run_folder(
     tmp_path: Path, tensorboard: bool, csv: bool, made: set[type]
 ) -> None:
     config = config_of(f"logger.tensorboard={tensorboard}", f"logger.csv={csv}").logger
-    loggers = build_loggers(config, tmp_path)
+    loggers = build_loggers(config, tmp_path, first_step=0)
     assert kinds(loggers) == made
     for logger in loggers:
         logger.log_metrics({"dev/f1": 0.5}, step=1)
@@ -236,12 +235,14 @@ def test_kinds_of_progress(interactive: bool) -> None:
 
 def test_callbacks_follow_the_configuration(tmp_path: Path) -> None:
     def made(*overrides: str, progress: str = "none", logs: bool = False) -> list[Callback]:
-        return build_callbacks(callbacks_config(*overrides), tmp_path, progress, logs=logs)
+        return build_callbacks(
+            callbacks_config(*overrides), tmp_path, progress, course="", logs=logs
+        )
 
-    optional = {EarlyStopping, LearningRateMonitor, RichProgressBar, EpochLines}
+    optional = {EarlyStopping, Curves, RichProgressBar, EpochLines}
     assert not kinds(made()) & optional
     assert kinds(made(progress="rich")) & optional == {RichProgressBar}
-    assert kinds(made(progress="plain", logs=True)) & optional == {EpochLines, LearningRateMonitor}
+    assert kinds(made(progress="plain", logs=True)) & optional == {EpochLines, Curves}
     early = ("callbacks=early_stopping", "callbacks.early_stopping.patience=7")
     (stopping,) = [c for c in made(*early) if isinstance(c, EarlyStopping)]
     assert (stopping.monitor, stopping.mode, stopping.patience) == ("dev/loss", "min", 7)
@@ -262,7 +263,9 @@ def test_best_is_the_best_epoch_and_last_the_last(
     tmp_path: Path, name: str, values: list[float], best: int
 ) -> None:
     config = callbacks_config(f"callbacks.checkpoint.monitor={name}")
-    trainer = fit(tmp_path, build_callbacks(config, tmp_path, "none", logs=False), name, values)
+    trainer = fit(
+        tmp_path, build_callbacks(config, tmp_path, "none", course="", logs=False), name, values
+    )
     folder = tmp_path / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
     written = {n: torch.load(folder / f"{n}.ckpt", weights_only=True) for n in ("best", "last")}
@@ -275,7 +278,7 @@ def test_best_is_the_best_epoch_and_last_the_last(
 
 def test_a_resumed_training_remembers_the_best_epoch(tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
-        return build_callbacks(callbacks_config(), tmp_path, "none", logs=False)
+        return build_callbacks(callbacks_config(), tmp_path, "none", course="", logs=False)
 
     folder = tmp_path / "checkpoints"
     fit(tmp_path, callbacks(), "dev/f1", [0.2, 0.9, 0.4])
@@ -285,7 +288,7 @@ def test_a_resumed_training_remembers_the_best_epoch(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-@pytest.mark.parametrize(("seconds", "written"), [(0, 4), (1000, 2)])
+@pytest.mark.parametrize(("seconds", "written"), [(0, 12), (1000, 1)])
 def test_the_last_is_written_at_the_end_and_not_too_often_before(
     tmp_path: Path, seconds: int, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,8 +300,13 @@ def test_the_last_is_written_at_the_end_and_not_too_often_before(
         lambda self, path, *rest, **more: (names.append(Path(path).name), save(self, path, *rest)),
     )
     config = callbacks_config(f"callbacks.checkpoint.last_every={seconds}")
-    fit(tmp_path, build_callbacks(config, tmp_path, "none", logs=False), "dev/f1", [0.9, 0, 0, 0])
-    assert names.count("last.ckpt") == written
+    fit(
+        tmp_path,
+        build_callbacks(config, tmp_path, "none", course="", logs=False),
+        "dev/f1",
+        [0.9, 0, 0, 0],
+    )
+    assert names.count(".next.ckpt") == written
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
@@ -309,7 +317,7 @@ EARLY = ("callbacks=early_stopping", "callbacks.checkpoint.monitor=dev/loss")
 def test_early_stopping_stops(tmp_path: Path, patience: int, epochs: int) -> None:
     config = callbacks_config(*EARLY, f"callbacks.early_stopping.patience={patience}")
     values = [1.0, 0.8, 0.9, 0.7, 0.75, 0.8, 0.6, 0.5]
-    callbacks = build_callbacks(config, tmp_path, "none", logs=False)
+    callbacks = build_callbacks(config, tmp_path, "none", course="", logs=False)
     trainer = fit(tmp_path, callbacks, "dev/loss", values)
     assert trainer.current_epoch == epochs
 
@@ -320,7 +328,7 @@ def test_early_stopping_needs_an_improvement_of_min_delta(tmp_path: Path) -> Non
         "callbacks.early_stopping.patience=2",
         "callbacks.early_stopping.min_delta=0.15",
     )
-    callbacks = build_callbacks(config, tmp_path, "none", logs=False)
+    callbacks = build_callbacks(config, tmp_path, "none", course="", logs=False)
     trainer = fit(tmp_path, callbacks, "dev/loss", [1.0, 0.9, 0.87, 0.1, 0.0])
     assert trainer.current_epoch == 3
 

@@ -100,13 +100,19 @@ class ShuffledSampler(Sampler[int]):
         length: Number of crops.
         seed: Seed of the run.
         taken: Number of crops that an epoch takes, at most all.
+        begin: The first epoch, and how many of its crops are left out, as a run needs it that is
+            resumed. It counts from the start, since a loader may ask for an order before it is
+            told of the epoch.
     """
 
-    def __init__(self, length: int, seed: int, *, taken: int) -> None:
+    def __init__(
+        self, length: int, seed: int, *, taken: int, begin: tuple[int, int] = (0, 0)
+    ) -> None:
         self.length = length
         self.seed = seed
         self.taken = taken
-        self.epoch = 0
+        self.epoch, self.left_out = begin
+        self.first_epoch = self.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -117,7 +123,8 @@ class ShuffledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return iter(order[: self.taken].tolist())
+        left_out = self.left_out if self.epoch == self.first_epoch else 0
+        return iter(order[left_out : self.taken].tolist())
 
 
 def split_block(batch: Batch, size: int) -> Iterator[Batch]:
@@ -150,6 +157,7 @@ def loader(
     shuffle_seed: int | None = None,
     drop_last: bool = False,
     block: int = 1,
+    begin: tuple[int, int] = (0, 0),
 ) -> DataLoader[Batch]:
     """Load batches in order, or shuffled anew in each epoch.
 
@@ -161,12 +169,13 @@ def loader(
         shuffle_seed: Seed of the order; None keeps the order of the crops.
         drop_last: Whether an incomplete last batch of a shuffled order is left out.
         block: Batches that are fetched together, to be told apart by whoever takes them.
+        begin: Of a shuffled order, as in `ShuffledSampler`.
     """
     left_out = len(crops) % batch_size if drop_last else 0
     sampler: Sampler[int] = (
         SequentialSampler(crops)
         if shuffle_seed is None
-        else ShuffledSampler(len(crops), shuffle_seed, taken=len(crops) - left_out)
+        else ShuffledSampler(len(crops), shuffle_seed, taken=len(crops) - left_out, begin=begin)
     )
     return DataLoader(
         crops,

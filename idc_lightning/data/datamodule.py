@@ -13,6 +13,7 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -86,6 +87,7 @@ class IDCDataModule(lightning.LightningDataModule):
         self.features: Features | None = None
         self._pixels: Tensor | None = None
         self._places: Tensor | None = None
+        self._begin = (0, 0)
         self._source: Source | None = None
         self._done: _Ready | None = None
 
@@ -195,6 +197,7 @@ class IDCDataModule(lightning.LightningDataModule):
             shuffle_seed=self.seed,
             drop_last=self._drops_last(),
             block=self.block,
+            begin=self._begin,
         )
 
     @property
@@ -322,10 +325,21 @@ class IDCDataModule(lightning.LightningDataModule):
             "splits": dict(self.splits.items()),
             "split_hash": self.split_hash(),
             "patches": {name: len(self.rows(name)) for name in NAMES},
+            "next": self._next(),
         }
 
+    def _next(self) -> list[int]:
+        """Epoch and number of its crops with which the training goes on."""
+        if self.trainer is None:
+            return list(self._begin)
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = 0 if batches.is_last_batch else batches.current.ready
+        epochs = self.trainer.fit_loop.epoch_progress.current
+        assert isinstance(epochs, _ProcessedTracker)  # its others count an epoch too late
+        return [epochs.processed, done * self.block * self.batch_size]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on training with other patients.
+        """Go on training where a checkpoint was written, with the same patients.
 
         Raises:
             IDCError: If the checkpoint was trained on another split.
@@ -335,6 +349,8 @@ class IDCDataModule(lightning.LightningDataModule):
                 "the checkpoint was trained on another split of the patients: give its own by "
                 "split=file split.path=<its run folder>/splits.csv"
             )
+        epoch, crops = state_dict["next"]
+        self._begin = epoch, crops
 
 
 def _check_classes(table: pd.DataFrame) -> None:

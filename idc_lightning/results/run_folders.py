@@ -20,6 +20,9 @@ FAILED = ".failed"
 REASON = "error.txt"
 """File of a run that failed: why, in one line."""
 
+RESULTS = "results.json"
+"""File that a run writes last, so that the run has ended well where it is."""
+
 UNFINISHED = "not finished: it runs still, or was killed"
 
 
@@ -154,11 +157,11 @@ def _superseded(path: Path) -> bool:
 def _read(path: Path, folder: Path) -> RunFolder | None:
     """A run; None for what another command than idc-train has left."""
     name = str(path.relative_to(folder)) if path != folder else path.resolve().name
-    hydra: Any = _yaml(path / ".hydra" / "hydra.yaml")
-    if hydra["hydra"]["job"]["config_name"] != "train":
+    if made_by(path) != "train":
         return None
-    typed: Any = _yaml(path / ".hydra" / "overrides.yaml")
-    results, reason = path / "results.json", path / REASON
+    hydra: Any = read_yaml(path / ".hydra" / "hydra.yaml")
+    typed: Any = read_yaml(path / ".hydra" / "overrides.yaml")
+    results, reason = path / RESULTS, path / REASON
     problem = ""
     if reason.is_file():
         problem = " ".join(reason.read_text(encoding="utf-8").split())
@@ -170,13 +173,27 @@ def _read(path: Path, folder: Path) -> RunFolder | None:
         name=name,
         overrides={key: value for key, _, value in pairs},
         choices={key: str(value) for key, value in hydra["hydra"]["runtime"]["choices"].items()},
-        config=_yaml(path / ".hydra" / "config.yaml"),
+        config=read_yaml(path / ".hydra" / "config.yaml"),
         results=None if problem else read_results(results),
         problem=problem,
     )
 
 
-def _yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML
+def made_by(folder: Path) -> str:
+    """Name of the command that left a run folder, such as ``"train"``.
+
+    Raises:
+        IDCError: If it can't be read.
+    """
+    return str(read_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["config_name"])
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML
+    """The content of a file, as plain values.
+
+    Raises:
+        IDCError: If it can't be read.
+    """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
