@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 from torch.utils.hooks import RemovableHandle
 
+from idc_lightning import ranks
 from idc_lightning.models.network import PatchNetwork
 
 SHOWN = {
@@ -52,7 +53,7 @@ class Curves(Callback):
         due = [place for place in range(len(losses)) if (first + place + 1) % every == 0]
         for place in due:
             entry = {
-                "train/loss": float(losses[place]),
+                "train/loss": float(ranks.total(losses[place])) / ranks.world(),
                 name: rates[place],
                 "epoch": trainer.current_epoch,
             }
@@ -207,7 +208,7 @@ class Throughput(Callback):
         """Count the batch and the time since the one before."""
         now = time.perf_counter()
         if self._last is not None:
-            self.images += len(batch["cell"])
+            self.images += len(batch["cell"]) * ranks.world()
             self.seconds += now - self._last
         self._last = now
 

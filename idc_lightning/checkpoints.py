@@ -94,7 +94,8 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Train no further if that was stopped early before, for the same number of epochs."""
-        self._next.unlink(missing_ok=True)  # of a process that was killed
+        if trainer.is_global_zero:
+            self._next.unlink(missing_ok=True)  # of a process that was killed
         self._last_written = time.monotonic()
         if self._ended_for == trainer.max_epochs:
             trainer.should_stop = True
@@ -112,7 +113,8 @@ class Checkpoints(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Write the last one within an epoch, after whose last batch dev comes first."""
-        if self._is_due() and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not last and self._is_due(trainer):
             self._save_next(trainer)
             self._take_next(trainer)
 
@@ -130,7 +132,7 @@ class Checkpoints(ModelCheckpoint):
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if ends:
             self._ended_for = trainer.max_epochs
-        if ends or self._is_due():
+        if ends or self._is_due(trainer):
             self._save_next(trainer)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
@@ -148,13 +150,16 @@ class Checkpoints(ModelCheckpoint):
         assert isinstance(progress, _ProcessedTracker)
         progress.completed = progress.processed
 
-    def on_exception(self, *_: Any) -> None:  # noqa: ANN401
+    def on_exception(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
         """Leave no state that has no name yet."""
-        self._next.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            self._next.unlink(missing_ok=True)
 
-    def _is_due(self) -> bool:
+    def _is_due(self, trainer: lightning.Trainer) -> bool:
+        """Whether it is time to write the last one, in all processes if it is in one."""
         waits = time.monotonic() - self._last_written < self._last_every
-        return not waits or termination.waited() is not None
+        due = not waits or termination.waited() is not None
+        return trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def _save_next(self, trainer: lightning.Trainer) -> None:
         self._last_written = time.monotonic()

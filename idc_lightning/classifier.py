@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from idc_lightning import ranks
 from idc_lightning.config import AnyOptimizer, AnyScheduler, CosineConfig, ModelConfig, parse
 from idc_lightning.data.batches import Batch, split_block
 from idc_lightning.data.datamodule import IDCDataModule
@@ -22,7 +23,7 @@ from idc_lightning.files import replaced
 from idc_lightning.frozen import compute_features
 from idc_lightning.metrics import idc_probability, patch_metrics
 from idc_lightning.models.backbone import load_pretrained, read_checkpoint
-from idc_lightning.models.batchnorm import adapt_batchnorm
+from idc_lightning.models.batchnorm import adapt_batchnorm, running_statistics
 from idc_lightning.models.compiled import compile_backbone
 from idc_lightning.models.dropout import seed_draws
 from idc_lightning.models.network import PatchNetwork
@@ -159,7 +160,9 @@ class IDCClassifier(lightning.LightningModule):
             IDCError: If the pretrained weights can't be had, or features not be written.
         """
         if self.trainer.ckpt_path is None:  # else a checkpoint has brought all of it
-            self._begin()
+            if ranks.rank() == 0:
+                self._begin()
+            ranks.share_from_leader(iter(self.state_dict().values()))
         if self.model_config.compile:
             compile_backbone(self.network)
         self._compute_features("train", "dev")
@@ -198,11 +201,11 @@ class IDCClassifier(lightning.LightningModule):
         """
         checkpoint["precision"] = str(self.trainer.precision)
         if "train" in self._seen:
-            checkpoint["seen"] = _joined(self._seen["train"])
+            checkpoint["seen"] = ranks.gathered(_joined(self._seen["train"]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up an epoch of train."""
-        if "seen" in checkpoint:
+        if "seen" in checkpoint and ranks.rank() == 0:
             cells, logits, labels = (part.to(self.device) for part in checkpoint["seen"])
             self._seen["train"] = [(cells, logits, labels)]
 
@@ -316,8 +319,24 @@ class IDCClassifier(lightning.LightningModule):
             self._seen[stage] = []
         logits = self(**inputs_of(batch)).flatten(0, -2)
         labels = batch["label"].flatten()
-        self._seen[stage].append((batch["cell"].flatten(), logits.detach(), labels))
-        return self.loss(logits, labels)
+        seen = self._seen.setdefault(stage, [])
+        seen.append((batch["cell"].flatten(), logits.detach(), labels))
+        return self.train_loss(logits, labels) if stage == "train" else self.loss(logits, labels)
+
+    def train_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch that processes share, such that its mean over them is the batch's.
+
+        Each takes the mean over its own patches, which may weigh more or less than those of others.
+
+        Args:
+            logits: Float32 [n, 2] of the patches of this process.
+            labels: Int64 [n]; -1 is left out.
+        """
+        loss = self.loss(logits, labels)
+        if ranks.world() == 1:
+            return loss
+        own = self.class_weights[labels[labels != NO_LABEL]].sum()
+        return loss * (own * ranks.world() / ranks.total(own))
 
     def loss(self, logits: Tensor, labels: Tensor, *, smoothed: bool = True) -> Tensor:
         """Weighted cross-entropy.
@@ -358,7 +377,7 @@ class IDCClassifier(lightning.LightningModule):
 
     def _close(self, stage: str) -> None:
         """Log loss and metrics of all patches of an epoch, and keep their logits."""
-        cells, logits, labels = _joined(self._seen.pop(stage))
+        cells, logits, labels = self._of_all(self._seen.pop(stage, []))
         if not bool(torch.isfinite(logits).all()):
             rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
             at = f", learning rate {rates[0]:.3g}" if rates else ""
@@ -380,6 +399,21 @@ class IDCClassifier(lightning.LightningModule):
         )
         present = cells != NO_CELL
         self.outputs[stage] = (cells[present].cpu(), logits[present].cpu())
+
+    def _of_all(self, seen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells, logits and labels of the batches of all processes, in the order of one."""
+        if ranks.world() == 1:
+            return _joined(seen)
+        none = torch.zeros(0, dtype=torch.long, device=self.device)
+        empty = (none, torch.zeros(0, 2, device=self.device), none)
+        cells, logits, labels = ranks.gathered(_joined([empty, *seen]))
+        order = cells.argsort(stable=True)
+        return cells[order], logits[order], labels[order]
+
+    def on_validation_epoch_start(self) -> None:
+        """Judge dev by the same statistics in all processes, of which each has taken its own."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            ranks.mean_over_ranks(running_statistics(self.network))
 
     def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
         """The optimizer of what learns, and its scheduler, stepped with each batch."""

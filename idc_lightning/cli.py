@@ -48,6 +48,9 @@ NOISE = (
     r".*Found \d+ module\(s\) in eval mode at the start of training.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
+    r".*using `DistributedSampler` with the dataloaders.*",
+    r".*Grad strides do not match bucket view strides.*",
     r".*ended before the epoch ended and your dataloader is not resumable.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
@@ -134,8 +137,7 @@ def run_command(
         nonlocal composed
         composed = True
         # Here, since a launcher may run the job in another process.
-        quiet()
-        keep_freed_memory()
+        prepare_process()
         return _run_job(cfg, command, schema)
 
     entry = hydra.main(
@@ -169,8 +171,7 @@ def resume_command(command: Callable[[Config, Path], object], words: Sequence[st
         command: `idc_lightning.train.train`.
         words: The command line, one of them ``resume=<run folder>``.
     """
-    quiet()
-    keep_freed_memory()
+    prepare_process()
     with _told_plainly():
         try:
             resumed = take_up(words)
@@ -308,6 +309,12 @@ def _end_sweep(
                 f"{folder}/<job>{FAILED}/{REASON}"
             )
         )
+
+
+def prepare_process() -> None:
+    """Make ready a process that runs a command."""
+    quiet()
+    keep_freed_memory()
 
 
 def quiet() -> None:

@@ -62,6 +62,7 @@ SHOWN = (
     "data.microns_per_pixel",
     "callbacks.progress",
     "callbacks.checkpoint.last_every",
+    "trainer.timeout",
     "trainer.log_every_n_steps",
     "trainer.profiler",
     "logger",
@@ -287,6 +288,9 @@ class HardwareConfig(Section):
 class TrainerConfig(HardwareConfig):
     """How long, on what and in which precision."""
 
+    devices: Count | Literal["auto"]
+    sync_batchnorm: bool
+    timeout: Positive
     epochs: Count
     gradient_clip: Positive | None
     deterministic: bool | Literal["warn"]

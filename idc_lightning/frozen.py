@@ -52,13 +52,18 @@ def features_note(config: Config) -> list[str]:
     ]
 
 
-def block_steps(config: Config) -> int:
+def block_steps(config: Config, processes: int = 1) -> int:
     """Batches that training takes in one step of Lightning, whose own time would exceed theirs.
 
-    1 takes them one by one: the whole net needs no blocks, and a moving average of the weights has
-    to see each step.
+    1 takes them one by one: the whole net needs no blocks, a moving average of the weights has to
+    see each step, and Lightning joins the gradients of several processes in each of its own.
+
+    Args:
+        config: Of the training.
+        processes: That share it.
     """
-    if not config.learns_on_features or config.callbacks.ema_decay is not None:
+    each = config.callbacks.ema_decay is not None or processes > 1
+    if not config.learns_on_features or each:
         return 1
     return BLOCK
 

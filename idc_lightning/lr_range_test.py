@@ -201,7 +201,8 @@ def _batches(trainer: lightning.Trainer, module: IDCClassifier) -> Iterator[Batc
         pin_memory=own.pin_memory,
     )
     # The trainer sets the epoch again when its own first one begins.
-    set_epoch = getattr(own.sampler, "set_epoch", lambda epoch: None)
+    sampler = getattr(own.batch_sampler, "sampler", None)
+    set_epoch = getattr(sampler, "set_epoch", lambda epoch: None)
     for epoch in count(trainer.current_epoch):
         set_epoch(epoch)
         for batch in islice(loader, int(trainer.num_training_batches)):
@@ -219,7 +220,7 @@ def _step(trainer: lightning.Trainer, module: IDCClassifier, batch: Batch, rate:
 
     def forward() -> Tensor:
         logits = network(**inputs_of(batch)).flatten(0, -2)
-        return module.loss(logits, batch["label"].flatten())
+        return module.train_loss(logits, batch["label"].flatten())
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -12,13 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from idc_lightning import ranks
 from idc_lightning.callbacks import Throughput
 from idc_lightning.checkpoints import first_step, last_checkpoint
 from idc_lightning.classifier import IDCClassifier, write_decision
-from idc_lightning.cli import resume_command, run_command
+from idc_lightning.cli import prepare_process, resume_command, run_command
 from idc_lightning.compare import compare_sweep
 from idc_lightning.config import Config
-from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.datamodule import IDCDataModule, Ready
 from idc_lightning.data.split import write_splits
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
@@ -41,13 +42,15 @@ from idc_lightning.results.summary import (
     write_results,
 )
 from idc_lightning.resume import WORD
-from idc_lightning.trainer import build_trainer
+from idc_lightning.trainer import build_trainer, resolve_accelerator, resolve_precision
 
 JUDGED = ("dev", "test")
 
 
 def train(config: Config, folder: Path) -> dict[str, Any]:
     """Run an experiment, or go on with it where its last checkpoint was written.
+
+    Of the processes of a training this is what the leader does.
 
     Args:
         config: All of its values.
@@ -62,20 +65,10 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     """
     out = console()
     remove_partials(folder)
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    begin = first_step(folder)
-    trainer = build_trainer(config, folder, interactive=sys.stdout.isatty(), first_step=begin)
-    model = IDCClassifier(config.model, config.optimizer, config.scheduler)
-    data = IDCDataModule(
-        config.data,
-        config.split,
-        seed=config.seed,
-        cache=config.cache,
-        on_features=config.learns_on_features,
-        block=block_steps(config),
-    )
-    if data.block > 1:
-        model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
+    accelerator = resolve_accelerator(config.trainer)
+    resolve_precision(config.trainer, accelerator)
+    place = ranks.place_of(config.trainer, accelerator)
+    data = build_data(config, place)
     data.prepare_data()
     data.setup()
     check_patients(config.report, data.table)
@@ -84,13 +77,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         out.print(note, highlight=False, markup=False)
     write_splits(data.splits, folder / "splits.csv")
 
-    last = last_checkpoint(folder) if begin else None
-    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
-    trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
-    decision = decide(*labelled_logits(model, data, "dev"), config.results)
-    model.decide_by(decision)
-    write_decision(folder / "checkpoints" / "best.ckpt", decision)
-    trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
+    with ranks.leading(place, config, folder, data.ready):
+        trainer, model = fit_and_test(config, folder, data, place)
+    decision = model.decision
 
     predictions = {
         split: predictions_table(data.table, *model.outputs[split], decision) for split in JUDGED
@@ -110,6 +99,52 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     out.print(comparison_table(judgement.at_half, judgement.means, decision.threshold))
     out.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
     return results
+
+
+def take_part(config: Config, folder: Path, ready: Ready) -> None:
+    """What the other processes of a training do."""
+    place = ranks.started()
+    fit_and_test(config, folder, build_data(config, place, ready), place)
+
+
+def build_data(config: Config, place: ranks.Place, ready: Ready | None = None) -> IDCDataModule:
+    """The data module of a run; nothing is read yet."""
+    return IDCDataModule(
+        config.data,
+        config.split,
+        seed=config.seed,
+        cache=config.cache,
+        on_features=config.learns_on_features,
+        block=block_steps(config, place.world),
+        ready=ready,
+    )
+
+
+def fit_and_test(
+    config: Config, folder: Path, data: IDCDataModule, place: ranks.Place
+) -> tuple[lightning.Trainer, IDCClassifier]:
+    """Train, decide by dev, and compute test, in each process of a training.
+
+    Returns:
+        Trainer and classifier, which has the decision and the outputs of dev and test.
+    """
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    begin = first_step(folder)
+    trainer = build_trainer(
+        config, folder, interactive=sys.stdout.isatty(), first_step=begin, place=place
+    )
+    model = IDCClassifier(config.model, config.optimizer, config.scheduler)
+    if data.block > 1:
+        model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
+    last = last_checkpoint(folder) if begin else None
+    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
+    decision = decide(*labelled_logits(model, data, "dev"), config.results)
+    model.decide_by(decision)
+    if place.leads:
+        write_decision(folder / "checkpoints" / "best.ckpt", decision)
+    trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
+    return trainer, model
 
 
 def labelled_logits(
@@ -220,10 +255,15 @@ def log_end(
 def main() -> None:
     """Entry point of the command."""
     words = sys.argv[1:]
-    if any(word.startswith(WORD) for word in words):
-        resume_command(train, words)
-    else:
-        run_command(train, Config, after_sweep=compare_sweep)
+    if not ranks.started().leads:
+        prepare_process()
+        ranks.follow(take_part)
+        return
+    with ranks.meeting():
+        if any(word.startswith(WORD) for word in words):
+            resume_command(train, words)
+        else:
+            run_command(train, Config, after_sweep=compare_sweep)
 
 
 if __name__ == "__main__":

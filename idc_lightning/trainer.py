@@ -1,12 +1,13 @@
 """The Trainer of a configuration: hardware and precision, callbacks."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
 
 from idc_lightning.callbacks import (
     AveragedWeights,
@@ -22,6 +23,8 @@ from idc_lightning.frozen import block_steps
 from idc_lightning.loggers import build_loggers
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.metrics import better
+from idc_lightning.models.batchnorm import SyncOnCPU
+from idc_lightning.ranks import ALONE, Environment, Place
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -30,7 +33,12 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def build_trainer(
-    config: Config, folder: Path, *, interactive: bool, first_step: int = 0
+    config: Config,
+    folder: Path,
+    *,
+    interactive: bool,
+    first_step: int = 0,
+    place: Place = ALONE,
 ) -> lightning.Trainer:
     """Make the Trainer of a run.
 
@@ -39,18 +47,19 @@ def build_trainer(
         folder: The run folder.
         interactive: Whether somebody watches a terminal.
         first_step: Step that is taken first, above 0 in a resumed run.
+        place: Of this process among those that share the training.
 
     Raises:
         IDCError: If the hardware lacks what the configuration asks for.
     """
     trainer = config.trainer
     accelerator = resolve_accelerator(trainer)
-    block = block_steps(config)
+    block = block_steps(config, place.world)
     loggers = build_loggers(config.logger, folder, first_step=first_step)
     progress = progress_kind(config.callbacks, interactive=interactive)
     made = lightning.Trainer(
         accelerator=accelerator,
-        devices=1,
+        **shared(trainer, place, accelerator),
         precision=resolve_precision(trainer, accelerator),
         max_epochs=trainer.epochs,
         # Of a block of steps the module clips the gradients.
@@ -67,7 +76,6 @@ def build_trainer(
             single_thread_head=accelerator == "cpu" and config.model.freeze_backbone,
         ),
         logger=loggers,
-        plugins=WholeFiles(),
         enable_progress_bar=progress != "none",
         enable_model_summary=False,
         # Errors of dev's metrics show in the first epoch; a sanity check would only cost time.
@@ -78,6 +86,30 @@ def build_trainer(
     # `idc_lightning.termination` answers it instead.
     made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return made
+
+
+def shared(config: TrainerConfig, place: Place, accelerator: str) -> dict[str, Any]:
+    """What a `lightning.Trainer` is told of the processes that share a training.
+
+    Each batch is divided among them by `idc_lightning.data.batches.BatchShare`, not by a sampler of
+    Lightning's, which would take some patches twice.
+    """
+    # Lightning would look for Slurm itself, and expect as many processes as a job has tasks.
+    plugins: list[Any] = [WholeFiles(), Environment(place)]
+    if place.world == 1:
+        return {"devices": 1, "plugins": plugins}
+    # Lightning replaces BatchNorm only by torch's own, which needs a GPU.
+    if config.sync_batchnorm and accelerator == "cpu":
+        plugins.append(SyncOnCPU())
+    return {
+        "devices": place.local_world,
+        "num_nodes": place.world // place.local_world,
+        # Running statistics of BatchNorm are averaged before they are used, not in each step.
+        "strategy": DDPStrategy(forward_sync_buffers=False),
+        "sync_batchnorm": config.sync_batchnorm and accelerator == "gpu",
+        "use_distributed_sampler": False,
+        "plugins": plugins,
+    }
 
 
 def resolve_accelerator(config: HardwareConfig) -> str:

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from idc_lightning import ranks
 from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH, assemble
 from idc_lightning.data.store import Store
@@ -127,6 +128,18 @@ class ShuffledSampler(Sampler[int]):
         return iter(order[left_out : self.taken].tolist())
 
 
+class BatchShare(BatchSampler):
+    """The part of each batch that this process learns from; all processes share out a batch.
+
+    The one of rank r of W takes every W-th crop from the r-th on, so that the order of the crops
+    doesn't depend on the number of processes.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield batch[ranks.rank() :: ranks.world()]
+
+
 def split_block(batch: Batch, size: int) -> Iterator[Batch]:
     """Take a block of batches apart.
 
@@ -163,7 +176,7 @@ def loader(
 
     Args:
         crops: What is loaded.
-        batch_size: Crops in a batch.
+        batch_size: Crops in a batch; of a shuffled order, over all processes of a training.
         workers: Processes that gather batches; 0 gathers them in this one.
         pin_memory: Whether batches lie in memory that a GPU copies from quickly.
         shuffle_seed: Seed of the order; None keeps the order of the crops.
@@ -177,13 +190,11 @@ def loader(
         if shuffle_seed is None
         else ShuffledSampler(len(crops), shuffle_seed, taken=len(crops) - left_out, begin=begin)
     )
+    kind = BatchSampler if shuffle_seed is None else BatchShare
     return DataLoader(
         crops,
-        batch_size=batch_size * block,
-        sampler=sampler,
+        batch_sampler=kind(sampler, batch_size * block, drop_last=False),
         collate_fn=_as_gathered,
-        # A sampler that divides the crops among processes takes the place of this one.
-        drop_last=drop_last and block == 1,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

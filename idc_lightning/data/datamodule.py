@@ -17,6 +17,7 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from idc_lightning import ranks
 from idc_lightning.config import AnyData, AnySplit
 from idc_lightning.data.augment import as_float, augment, draw_views
 from idc_lightning.data.batches import Batch, Crops, gather, loader
@@ -40,8 +41,8 @@ from idc_lightning.errors import IDCError
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """What `IDCDataModule.setup` made."""
+class Ready:
+    """What `IDCDataModule.setup` has made; another process may take it."""
 
     index: Index
     store: Store
@@ -62,6 +63,7 @@ class IDCDataModule(lightning.LightningDataModule):
         cache: Folder for the demo tissue, unpacked archives, stores and features.
         on_features: Whether batches hold features of a frozen backbone in place of images.
         block: Batches of train that are served together; see `train_dataloader`.
+        ready: What another process has made for the same configuration; None makes it.
 
     Attributes:
         features: What batches hold in place of images; to be set before the first of them.
@@ -76,6 +78,7 @@ class IDCDataModule(lightning.LightningDataModule):
         cache: Path,
         on_features: bool = False,
         block: int = 1,
+        ready: Ready | None = None,
     ) -> None:
         super().__init__()
         self.data = data
@@ -89,10 +92,11 @@ class IDCDataModule(lightning.LightningDataModule):
         self._places: Tensor | None = None
         self._begin = (0, 0)
         self._source: Source | None = None
-        self._done: _Ready | None = None
+        self._done = ready
 
     @property
-    def _ready(self) -> _Ready:
+    def ready(self) -> Ready:
+        """What `setup` has made."""
         if self._done is None:
             raise RuntimeError("the data module isn't set up: call setup() first")
         return self._done
@@ -100,17 +104,17 @@ class IDCDataModule(lightning.LightningDataModule):
     @property
     def index(self) -> Index:
         """All patches of the data set; there after `setup`."""
-        return self._ready.index
+        return self.ready.index
 
     @property
     def store(self) -> Store:
         """Pixels and table; there after `setup`."""
-        return self._ready.store
+        return self.ready.store
 
     @property
     def splits(self) -> pd.Series:
         """``"train"``, ``"dev"`` or ``"test"`` by patient_id; there after `setup`."""
-        return self._ready.splits
+        return self.ready.splits
 
     @property
     def table(self) -> pd.DataFrame:
@@ -119,7 +123,8 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the demo tissue or unpack the archive, once for all processes."""
-        self.root()
+        if self._done is None:
+            self.root()
 
     def root(self) -> Path:
         """Folder of the patients' folders, made, unpacked or downloaded on the first call.
@@ -155,7 +160,7 @@ class IDCDataModule(lightning.LightningDataModule):
         )
         check_leaks(store.table)
         _check_classes(store.table)
-        self._done = _Ready(index, store, splits)
+        self._done = Ready(index, store, splits)
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split's patches in `table`, int64 [n]."""
@@ -202,7 +207,7 @@ class IDCDataModule(lightning.LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Crops in a batch of train."""
+        """Crops in a batch of train, over all processes."""
         return self.data.batch_size
 
     def steps_per_epoch(self) -> int:
@@ -216,8 +221,13 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def _drops_last(self) -> bool:
         size, count = self.data.batch_size, len(self.rows("train"))
-        # BatchNorm can't be trained on a batch of one.
-        drops = self.data.drop_last or count % size == 1
+        least = 2 * ranks.world()  # BatchNorm can't be trained on a batch of one
+        if size < least:
+            raise IDCError(
+                f"data.batch_size={size} is less than 2 patches for each of {ranks.world()} "
+                f"processes: take {least} or more, or lower trainer.devices"
+            )
+        drops = self.data.drop_last or 0 < count % size < least
         if drops and count < size:
             raise IDCError(
                 f"train has {count} patches, less than a batch: set data.batch_size to {count} or "
@@ -234,9 +244,21 @@ class IDCDataModule(lightning.LightningDataModule):
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
-        """Batches of a split without augmentation, in the table's order."""
+        """Batches of a split without augmentation, in the table's order.
+
+        Of several processes each takes its own patches, which no other one has.
+
+        Raises:
+            IDCError: If there is less than a patch for each process.
+        """
+        rows = self.rows(split)
+        if len(rows) < ranks.world():
+            raise IDCError(
+                f"{split} has {len(rows)} patches, less than one for each of {ranks.world()} "
+                f"processes: take trainer.devices={len(rows)}"
+            )
         return loader(
-            self._crops(self.rows(split)),
+            self._crops(rows[ranks.rank() :: ranks.world()]),
             batch_size=self.data.eval_batch_size,
             workers=self.data.workers,
             pin_memory=self._pinned(),
