@@ -92,7 +92,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 def epochs(batches: DataLoader[Batch], count: int) -> list[list[list[int]]]:
     orders = []
     for epoch in range(count):
-        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
         orders.append(rows_of(batches))
     return orders
 
@@ -216,7 +216,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     np.random.default_rng().random()
     assert epochs(load(patches(), shuffle_seed=0), 4) == orders
     later = load(patches(), shuffle_seed=0)
-    later.sampler.set_epoch(3)  # type: ignore[attr-defined]
+    later.batch_sampler.sampler.set_epoch(3)  # type: ignore[union-attr]
     assert rows_of(later) == orders[3]  # as after a resume
     assert epochs(load(patches(), shuffle_seed=1), 4)[0] not in orders
     by_five = epochs(load(patches(), shuffle_seed=0, batch_size=5), 1)[0]
@@ -245,7 +245,7 @@ def test_worker_processes_change_nothing(seed: int | None) -> None:
     for epoch in range(2):
         for batches in (here, there):
             if seed is not None:
-                batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+                batches.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
         pairs = list(zip(here, there, strict=True))
         assert len(pairs) == 5
         for one, other in pairs:

@@ -1,8 +1,4 @@
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -362,63 +358,6 @@ def test_a_resumed_training_goes_on_with_the_found_rates(
     again = torch.load(resumed.last, weights_only=True)["hyper_parameters"]["scheduler"]
     assert (again["base_lr"], again["max_lr"]) == bounds
     assert not (tmp_path / "learning_rate_search.csv").exists()
-
-
-# Two processes
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import lightning
-from helpers_model import config_of
-from idc_lightning.classifier import IDCClassifier
-from idc_lightning.data.datamodule import IDCDataModule
-from idc_lightning.lr_range_test import LRRangeTest
-from idc_lightning.trainer import build_callbacks
-from test_lr_range_test import Rates
-
-folder, overrides = Path(sys.argv[1]), sys.argv[2:]
-config = config_of(*overrides)
-lightning.seed_everything(config.seed, verbose=False)
-rates = Rates()
-callbacks = build_callbacks(config.callbacks, folder, "none", course="", logs=False)
-trainer = lightning.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
-    callbacks=[*callbacks, rates], enable_progress_bar=False, enable_model_summary=False,
-    num_sanity_val_steps=0, limit_val_batches=1, default_root_dir=folder,
-)
-data = IDCDataModule(config.data, config.split, seed=config.seed, cache=folder)
-model = IDCClassifier(config.model, config.optimizer, config.scheduler)
-trainer.fit(model, datamodule=data, weights_only=True)
-(search,) = [callback for callback in callbacks if isinstance(callback, LRRangeTest)]
-weights = [float(weight.detach().double().abs().sum()) for weight in model.parameters()]
-found = [search.result.base_lr, search.result.max_lr, search.result.applied]
-(folder / f"{trainer.global_rank}.json").write_text(
-    json.dumps({"found": found, "used": rates.used, "weights": weights})
-)
-"""
-
-
-def test_two_processes_find_the_same_rates(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(SCRIPT)
-    tests = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}
-    short = ("callbacks.lr_range_test.start=1e-3", "callbacks.lr_range_test.steps=30")
-    overrides = (*tiny, *SEARCH, *short, *CYCLE)
-    command = [sys.executable, str(tmp_path / "two.py"), str(tmp_path), *overrides]
-    ended = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert ended.stdout.count("learning rate range test: base") == 1
-    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert one == other
-    base, highest, applied = one["found"]
-    assert applied
-    # 72 patches for each process are 4 batches of 16, and half a cycle is 3 steps.
-    assert one["used"] == pytest.approx([*np.linspace(base, highest, 4)])
-    curve = pd.read_csv(tmp_path / "learning_rate_search.csv")
-    assert np.isclose(curve["lr"], base, rtol=1e-6).any()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -172,6 +172,33 @@ def test_the_head_on_features_learns_in_two_processes_and_computes_them_once(
     assert_follows(tmp_path / "two", tmp_path / "one")
 
 
+def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
+    tmp_path: Path, double: dict[str, str]
+) -> None:
+    settings = {"ramp": "exponential", "start": "1e-6", "end": "1e-3", "steps": "36"}
+    search = [f"callbacks.lr_range_test.{name}={value}" for name, value in settings.items()]
+    cycle = ("scheduler=cyclic", "scheduler.half_cycle=3", "scheduler.unit=steps")
+    kept = [word for word in RUN if word not in {"scheduler=none", "optimizer.lr=0.00001"}]
+    words = (
+        *kept,
+        "callbacks=lr_range_test",
+        *search,
+        *cycle,
+        "model.head.hidden=[]",
+        "data.batch_size=96",
+    )
+    found, used = {}, {}
+    for name, more in {"one": ("trainer=cpu",), "two": TWO}.items():
+        ended = run(tmp_path, *words, *more, f"hydra.run.dir={name}", **double)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.count("learning rate range test: ") == 1
+        found[name] = pd.read_csv(tmp_path / name / "learning_rate_search.csv")
+        used[name] = pd.read_csv(tmp_path / name / "metrics.csv")["lr-SGD"].dropna().to_numpy()
+    pd.testing.assert_frame_equal(found["two"], found["one"], rtol=1e-4)
+    assert used["two"] == pytest.approx(used["one"], rel=1e-4)
+    assert used["one"].max() < 1e-3  # Proposed, since the configured one is .006
+
+
 def test_a_grid_of_runs_of_two_processes_has_a_folder_for_each_run_and_no_other(
     tmp_path: Path,
 ) -> None:

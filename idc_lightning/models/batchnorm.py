@@ -114,7 +114,7 @@ class _Summed(torch.autograd.Function):
 
 
 def _summed(value: Tensor) -> Tensor:
-    summed: Tensor = _Summed.apply(value)  # type: ignore[no-untyped-call]
+    summed: Tensor = _Summed.apply(value)
     return summed
 
 
