@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.hooks import RemovableHandle
 
 from idc_lightning import ranks
@@ -167,7 +168,30 @@ class EpochLines(ProgressBar):
         print(f"{epoch}  {'  '.join(shown)}  {seconds:.0f} s", flush=True)
 
 
-class Throughput(Callback):
+class OfTraining(Callback):
+    """A callback that goes on in a resumed training, with the state that its checkpoint holds.
+
+    Lightning also gives callbacks the state of a checkpoint that is only to be judged, as the best
+    one is after training, which would take them back to its epoch.
+    """
+
+    def on_load_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Take up the state in order to train."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is not None and trainer.state.fn == TrainerFn.FITTING:
+            self.go_on(state)
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        raise NotImplementedError
+
+
+class Throughput(OfTraining):
     """Images a second in training, without the first batch, dev and checkpoints.
 
     Attributes:
@@ -216,7 +240,7 @@ class Throughput(Callback):
         """What was counted so far."""
         return {"images": self.images, "seconds": self.seconds, "elapsed": self.elapsed}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting in a resumed run."""
-        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
-        self.elapsed_before = state_dict["elapsed"]
+    def go_on(self, state: dict[str, Any]) -> None:
+        """As `OfTraining.go_on`."""
+        self.images, self.seconds = state["images"], state["seconds"]
+        self.elapsed_before = state["elapsed"]

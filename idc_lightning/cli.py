@@ -38,7 +38,7 @@ from idc_lightning.files import write_text
 from idc_lightning.memory import keep_freed_memory
 from idc_lightning.results.run_folders import FAILED, REASON, RESULTS, failed_jobs
 from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, take_up
-from idc_lightning.sweep import check_resumed, hold_sweep, job_value
+from idc_lightning.sweep import check_resumed, hold_sweep, job_value, remove_unbegun
 from idc_lightning.termination import CODE, Terminated, terminable
 
 NOISE = (
@@ -75,6 +75,12 @@ class OwnFolder(Callback):
     def forget(cls) -> None:
         """Begin anew, as a process does that runs a second command."""
         cls.sweep = cls.lock = None
+
+    @classmethod
+    def leave_nothing(cls) -> None:
+        """Remove the folder of a sweep none of whose jobs could be begun."""
+        if cls.sweep is not None:
+            remove_unbegun(Path(cls.sweep.hydra.sweep.dir))
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Leave with exit code 1 if the run folder isn't empty or another run begins in it."""
@@ -148,9 +154,13 @@ def run_command(
             entry(job)()
             if OwnFolder.sweep is not None:
                 _end_sweep(OwnFolder.sweep, after_sweep)
+        except IDCError as error:  # of a sweeper; jobs have told theirs
+            OwnFolder.leave_nothing()
+            fail(error)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if composed:
                 raise
+            OwnFolder.leave_nothing()
             fail(IDCError(f"configuration: {describe(error, schema.command)}"))
         except BrokenProcessPool:
             if OwnFolder.sweep is None:

@@ -1,6 +1,5 @@
 """``idc-compare``: the leaderboard over the runs of a sweep, as a table, a CSV and a page."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from idc_lightning.cli import run_command
+from idc_lightning.conf_folder import override
 from idc_lightning.config import CompareConfig, parse
 from idc_lightning.figures.leaderboard import written
 from idc_lightning.files import write_text
@@ -92,15 +92,10 @@ def printed(board: Leaderboard) -> Table:
 def main() -> None:
     """Entry point of the command, whose folder is typed without a key."""
     sys.argv = [
-        word if number == 0 or word.startswith("-") or "=" in word else _as_override(word)
+        word if number == 0 or word.startswith("-") or "=" in word else override("folder", word)
         for number, word in enumerate(sys.argv)
     ]
     run_command(compare, CompareConfig)
-
-
-def _as_override(folder: str) -> str:
-    quoted = re.sub(r'(["\\])', r"\\\1", folder)
-    return f'folder="{quoted}"'
 
 
 if __name__ == "__main__":

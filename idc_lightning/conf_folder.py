@@ -28,6 +28,12 @@ def usage(command: str) -> str:
     return first.partition(": ")[2].rstrip(".")
 
 
+def override(key: str, text: str) -> str:
+    """An override that gives a key a text, whatever characters that has."""
+    escaped = re.sub(r'(["\\])', r"\\\1", text)
+    return f'{key}="{escaped}"'
+
+
 def groups_of(command: str) -> list[str]:
     """Names of the config groups that a command has, e.g. ``groups_of("train")``."""
     root: Any = OmegaConf.to_container(

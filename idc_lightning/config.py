@@ -72,6 +72,9 @@ SHOWN = (
 )
 """Values of a training that can't change its result: places, and what is only shown or logged."""
 
+OF_SEARCH = ("sweep.pruning", "sweep.study", "sweep.trial")
+"""Values that only a job of a search uses."""
+
 BOUND = ("onecycle", "cosine")
 """Schedulers whose rates depend on the number of epochs."""
 
@@ -383,11 +386,30 @@ class ReportConfig(Section):
     gallery: Count
 
 
+class PruningConfig(Section):
+    """When a search stops a job before its last epoch."""
+
+    epochs: Count
+    trials: Count
+
+
 class SweepConfig(Section):
-    """What belongs to a sweep, not to one of its jobs."""
+    """What belongs to a sweep, not to one of its jobs, but for its place in a search."""
 
     resume: bool
     metric: Ranking
+    pruning: PruningConfig | None
+    study: Path | None
+    trial: Annotated[int, Field(ge=0, strict=True)] | None
+
+
+class SearchConfig(Section):
+    """Which jobs a search proposes."""
+
+    trials: Count
+    batch: Count
+    startup: Count
+    params: dict[str, str]
 
 
 class AgainDataConfig(Section):
@@ -477,9 +499,17 @@ class Config(CommandConfig):
         """As `CommandConfig.idle`."""
         return (
             self._idle_rate(typed)
+            or self._idle_search(typed)
             or self._idle_features(typed)
             or _idle_sensitivity(self.results.threshold, typed)
         )
+
+    def _idle_search(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a value of a search without one."""
+        idle = sorted(key for key in typed if key.startswith(OF_SEARCH))
+        if idle and (self.sweep.study is None or self.sweep.trial is None):
+            return f"{idle[0]} has no effect without a search: add hydra/sweeper=optuna"
+        return None
 
     def _idle_features(self, typed: AbstractSet[str]) -> str | None:
         """A line on a way to images or to features that training doesn't take."""

@@ -1,6 +1,7 @@
 """A sweep that is started again in its folder: which it was, and what its jobs have reached."""
 
 import math
+import shutil
 from pathlib import Path
 
 from filelock import FileLock
@@ -12,6 +13,12 @@ from idc_lightning.results.run_folders import RESULTS, read_results
 
 KEPT = "multirun.yaml"
 """File in which Hydra keeps the configuration of a sweep."""
+
+HELD = ".lock"
+"""File by which a process holds the folder of a sweep."""
+
+CHOICE = "hydra.runtime.choices.hydra/sweeper"
+"""Where a configuration says who chooses the jobs."""
 
 
 def check_resumed(folder: Path, config: DictConfig) -> None:
@@ -41,7 +48,9 @@ def check_resumed(folder: Path, config: DictConfig) -> None:
 
 def _typed(config: DictConfig | ListConfig) -> list[str]:
     """What decides which jobs there are, in the order that numbers them."""
-    return [typed for typed in config.hydra.overrides.task if not typed.startswith("sweep.")]
+    sweeper = f"hydra/sweeper={OmegaConf.select(config, CHOICE, default='basic')}"
+    typed = [word for word in config.hydra.overrides.task if not word.startswith("sweep.")]
+    return [sweeper, *typed]
 
 
 def hold_sweep(folder: Path) -> FileLock:
@@ -50,7 +59,13 @@ def hold_sweep(folder: Path) -> FileLock:
     Raises:
         IDCError: If one does, or the folder can't be written.
     """
-    return hold(folder / ".lock", f"another process runs the sweep of {folder}: wait until it ends")
+    return hold(folder / HELD, f"another process runs the sweep of {folder}: wait until it ends")
+
+
+def remove_unbegun(folder: Path) -> None:
+    """Remove the folder of a sweep that has begun no job."""
+    if {path.name for path in folder.iterdir()} <= {HELD, KEPT}:
+        shutil.rmtree(folder)
 
 
 def job_value(folder: Path, config: DictConfig) -> float | None:

@@ -26,6 +26,7 @@ from idc_lightning.figures.training import draw_training
 from idc_lightning.files import remove_partials
 from idc_lightning.frozen import block_steps, features_note
 from idc_lightning.lr_range_test import LRRangeTest
+from idc_lightning.pruning import Pruning
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
@@ -158,6 +159,7 @@ def labelled_logits(
 def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -> dict[str, Any]:
     """What results.json says beside the metrics."""
     search, throughput = _callback(trainer, LRRangeTest), _callback(trainer, Throughput)
+    pruning = _callback(trainer, Pruning)
     assert throughput is not None
     return {
         "patients": counted(data, "patients"),
@@ -165,6 +167,7 @@ def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -
         "edge_patches": int(data.table["edge"].sum()) + data.store.dropped,
         "notes": [*data.notes(), *features_note(config)],
         "epochs": trainer.current_epoch,
+        "pruned_after": pruning.pruned_after if pruning else None,
         "lr_range_test": asdict(search.result) if search and search.result else None,
         "seconds": round(throughput.elapsed, 1),
         "images_per_second": throughput.images_per_second,

@@ -17,13 +17,14 @@ from idc_lightning.callbacks import (
     Throughput,
 )
 from idc_lightning.checkpoints import Checkpoints, WholeFiles
-from idc_lightning.config import CallbacksConfig, Config, HardwareConfig, TrainerConfig
+from idc_lightning.config import CallbacksConfig, Config, HardwareConfig, SweepConfig, TrainerConfig
 from idc_lightning.errors import IDCError
 from idc_lightning.frozen import block_steps
 from idc_lightning.loggers import build_loggers
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.metrics import better
 from idc_lightning.models.batchnorm import SyncOnCPU
+from idc_lightning.pruning import Pruning
 from idc_lightning.ranks import ALONE, Environment, Place
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -72,6 +73,7 @@ def build_trainer(
             folder,
             progress,
             course=config.course(),
+            sweep=config.sweep,
             logs=bool(loggers),
             single_thread_head=accelerator == "cpu" and config.model.freeze_backbone,
         ),
@@ -183,6 +185,7 @@ def build_callbacks(
     progress: str,
     *,
     course: str,
+    sweep: SweepConfig,
     logs: bool,
     single_thread_head: bool = False,
 ) -> list[Callback]:
@@ -193,6 +196,7 @@ def build_callbacks(
         folder: The run folder.
         progress: As of `progress_kind`.
         course: Hash of what decides the course of the training, kept in its checkpoints.
+        sweep: Says whether the run is a job of a search, which may stop it early.
         logs: Whether anything is logged.
         single_thread_head: Whether one thread trains the head.
     """
@@ -218,6 +222,8 @@ def build_callbacks(
                 min_delta=config.early_stopping.min_delta,
             )
         )
+    if sweep.study is not None and sweep.pruning is not None:
+        callbacks.append(Pruning(sweep))
     if config.ema_decay is not None:
         callbacks.append(AveragedWeights(config.ema_decay))
     if logs:

@@ -39,6 +39,7 @@ def write_run(
     quality: float = 1.0,
     patients: Mapping[str, list[str]] = PATIENTS,
     seconds: float = 60,
+    pruned_after: int | None = None,
     error: str = "",
 ) -> dict[str, pd.DataFrame]:
     """Write a run that was started with these overrides; one with an error has failed."""
@@ -56,7 +57,7 @@ def write_run(
         (folder / "error.txt").write_text(f"{error}\n")
         return {}
     tables = {split: predictions(names, quality) for split, names in patients.items()}
-    results: dict[str, Any] = {"seconds": seconds}
+    results: dict[str, Any] = {"seconds": seconds, "pruned_after": pruned_after}
     for split, table in tables.items():
         (folder / "predictions").mkdir(exist_ok=True)
         table.to_csv(folder / "predictions" / f"{split}.csv", index=False, float_format="%.9g")

@@ -108,7 +108,8 @@ def test_an_interrupted_sweep_ends_and_goes_on(
         (("-m", "hydra.sweep.dir=grid", "seed=0,1"), "grid holds files already"),
         (
             ("-m", "hydra.sweep.dir=grid", "seed=0,1,2", "sweep.resume=true"),
-            "grid holds another sweep: it was started with seed=0,1, and now with seed=0,1,2",
+            "it was started with hydra/sweeper=basic seed=0,1, and now with hydra/sweeper=basic "
+            "seed=0,1,2",
         ),
         (("-m", "seed=0,1", "sweep.resume=true"), "name the sweep's folder by hydra.sweep.dir"),
         (
@@ -131,6 +132,14 @@ def test_what_is_no_sweep_to_go_on_with_is_told(
     ended = command(*typed)
     assert ended.code == 1
     assert said in ended.err
+
+
+def test_a_sweep_whose_jobs_cannot_be_composed_leaves_nothing(
+    command: Command, tmp_path: Path
+) -> None:
+    ended = command("-m", "hydra.sweep.dir=outputs/s", "model.head.droput=0.1,0.2")
+    assert (ended.code, ended.left) == (1, [])
+    assert "did you mean model.head.dropout" in ended.err
 
 
 def test_a_sweep_that_runs_is_not_resumed(command: Command, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import lightning
 import pytest
 import torch
 from helpers_model import TINY, config_of, told
+from helpers_scripted import Scripted, batches, fit
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -14,8 +15,6 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from idc_lightning.callbacks import Curves, EpochLines, Throughput
 from idc_lightning.config import CallbacksConfig, TrainerConfig
@@ -33,57 +32,8 @@ from idc_lightning.trainer import (
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec.*")
 
 
-class Scripted(lightning.LightningModule):
-    """Logs given values of a metric of dev, one each epoch, and learns nothing of interest."""
-
-    def __init__(self, name: str, values: Sequence[float]) -> None:
-        super().__init__()
-        self.name, self.values = name, values
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        loss: Tensor = self.layer(batch["cell"]).mean()
-        self.log("train/loss_epoch", 0.5, batch_size=len(batch["cell"]))
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        self.log(self.name, self.values[self.current_epoch], batch_size=len(batch["cell"]))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def batches(count: int) -> DataLoader[Any]:
-    images: list[Any] = [{"cell": torch.ones(4, 1)} for _ in range(count)]
-    return DataLoader(images, batch_size=None)
-
-
 def callbacks_config(*overrides: str) -> CallbacksConfig:
     return config_of(*overrides).callbacks
-
-
-def fit(
-    folder: Path,
-    callbacks: list[Callback],
-    name: str,
-    values: Sequence[float],
-    *,
-    steps: int = 3,
-    ckpt_path: Path | None = None,
-) -> lightning.Trainer:
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=len(values),
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=any(isinstance(c, EpochLines) for c in callbacks),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    )
-    module = Scripted(name, values)
-    trainer.fit(module, batches(steps), batches(1), ckpt_path=ckpt_path, weights_only=True)
-    return trainer
 
 
 def kinds(callbacks: Sequence[object]) -> set[type]:
@@ -235,9 +185,7 @@ def test_kinds_of_progress(interactive: bool) -> None:
 
 def test_callbacks_follow_the_configuration(tmp_path: Path) -> None:
     def made(*overrides: str, progress: str = "none", logs: bool = False) -> list[Callback]:
-        return build_callbacks(
-            callbacks_config(*overrides), tmp_path, progress, course="", logs=logs
-        )
+        return made_for(callbacks_config(*overrides), tmp_path, progress, logs=logs)
 
     optional = {EarlyStopping, Curves, RichProgressBar, EpochLines}
     assert not kinds(made()) & optional
@@ -249,6 +197,13 @@ def test_callbacks_follow_the_configuration(tmp_path: Path) -> None:
 
 
 # What callbacks do
+
+
+def made_for(
+    config: CallbacksConfig, folder: Path, progress: str = "none", *, logs: bool = False
+) -> list[Callback]:
+    sweep = config_of().sweep
+    return build_callbacks(config, folder, progress, course="", sweep=sweep, logs=logs)
 
 
 @pytest.mark.parametrize(
@@ -263,9 +218,7 @@ def test_best_is_the_best_epoch_and_last_the_last(
     tmp_path: Path, name: str, values: list[float], best: int
 ) -> None:
     config = callbacks_config(f"callbacks.checkpoint.monitor={name}")
-    trainer = fit(
-        tmp_path, build_callbacks(config, tmp_path, "none", course="", logs=False), name, values
-    )
+    trainer = fit(tmp_path, made_for(config, tmp_path), name, values)
     folder = tmp_path / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
     written = {n: torch.load(folder / f"{n}.ckpt", weights_only=True) for n in ("best", "last")}
@@ -278,7 +231,7 @@ def test_best_is_the_best_epoch_and_last_the_last(
 
 def test_a_resumed_training_remembers_the_best_epoch(tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
-        return build_callbacks(callbacks_config(), tmp_path, "none", course="", logs=False)
+        return made_for(callbacks_config(), tmp_path)
 
     folder = tmp_path / "checkpoints"
     fit(tmp_path, callbacks(), "dev/f1", [0.2, 0.9, 0.4])
@@ -302,7 +255,7 @@ def test_the_last_is_written_at_the_end_and_not_too_often_before(
     config = callbacks_config(f"callbacks.checkpoint.last_every={seconds}")
     fit(
         tmp_path,
-        build_callbacks(config, tmp_path, "none", course="", logs=False),
+        made_for(config, tmp_path),
         "dev/f1",
         [0.9, 0, 0, 0],
     )
@@ -317,7 +270,7 @@ EARLY = ("callbacks=early_stopping", "callbacks.checkpoint.monitor=dev/loss")
 def test_early_stopping_stops(tmp_path: Path, patience: int, epochs: int) -> None:
     config = callbacks_config(*EARLY, f"callbacks.early_stopping.patience={patience}")
     values = [1.0, 0.8, 0.9, 0.7, 0.75, 0.8, 0.6, 0.5]
-    callbacks = build_callbacks(config, tmp_path, "none", course="", logs=False)
+    callbacks = made_for(config, tmp_path)
     trainer = fit(tmp_path, callbacks, "dev/loss", values)
     assert trainer.current_epoch == epochs
 
@@ -328,7 +281,7 @@ def test_early_stopping_needs_an_improvement_of_min_delta(tmp_path: Path) -> Non
         "callbacks.early_stopping.patience=2",
         "callbacks.early_stopping.min_delta=0.15",
     )
-    callbacks = build_callbacks(config, tmp_path, "none", course="", logs=False)
+    callbacks = made_for(config, tmp_path)
     trainer = fit(tmp_path, callbacks, "dev/loss", [1.0, 0.9, 0.87, 0.1, 0.0])
     assert trainer.current_epoch == 3
 
@@ -371,6 +324,18 @@ def test_throughput_leaves_the_first_batch_of_each_epoch_out(tmp_path: Path) -> 
     fit(tmp_path, [speed], "dev/f1", [0.1, 0.2])
     assert speed.images == 2 * 2 * 4
     assert speed.images_per_second == speed.images / speed.seconds > 0
+
+
+def test_throughput_is_that_of_all_epochs_after_the_best_is_judged(tmp_path: Path) -> None:
+    speed = Throughput()
+    best = ModelCheckpoint(tmp_path, filename="best", monitor="dev/f1", mode="max")
+    trainer = fit(tmp_path, [speed, best], "dev/f1", [0.9, 0.1, 0.1])
+    before, images = speed.elapsed, speed.images
+    module = Scripted("dev/f1", [0.5] * 9)
+    trainer.validate(module, batches(1), ckpt_path="best", verbose=False, weights_only=True)
+    assert speed.images == images == 2 * 3 * 4
+    assert before <= speed.elapsed < before + 5
+    assert speed.elapsed_before == 0
 
 
 def test_throughput_of_single_batches_is_unknown(tmp_path: Path) -> None:

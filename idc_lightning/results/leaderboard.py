@@ -211,7 +211,9 @@ def configurations(runs: Iterable[RunFolder]) -> list[tuple[RunFolder, ...]]:
 
 def varied_keys(runs: Sequence[RunFolder]) -> list[str]:
     """Keys and groups that were typed for a run and have not the same value in all of them."""
-    typed = dict.fromkeys(key for run in runs for key in run.overrides)
+    typed = dict.fromkeys(
+        key for run in runs for key in run.overrides if not key.startswith("sweep.")
+    )
     if any(fold_of(run) is not None for run in runs):
         typed.pop(FOLD, None)
     return [key for key in typed if len({str(run.value(key)) for run in runs}) > 1]
@@ -316,6 +318,10 @@ def _problem(configuration: Configuration) -> str:
     return f"no result of fold {listed(missing)} of {configuration.folds}" if missing else ""
 
 
+def _pruned(run: RunFolder) -> bool:
+    return bool(run.results and run.results["pruned_after"])
+
+
 def _notes(ranked: Sequence[Configuration]) -> Iterator[str]:
     for split in SPLITS:
         others = [each for each in ranked if split not in each.behind and not each.missing]
@@ -324,6 +330,9 @@ def _notes(ranked: Sequence[Configuration]) -> Iterator[str]:
                 f"{len(others)} configurations were judged on other patients of {split} than the "
                 "best, so part of a difference to them is that between patients"
             )
+    pruned = [run.name for each in ranked for run in each.runs if _pruned(run)]
+    if pruned:
+        yield f"stopped early by the search, after fewer epochs: {listed(pruned)}"
     for each in ranked:
         if each.missing:
             yield f"{each.name}: {_problem(each)}, so it isn't compared"

@@ -1,0 +1,301 @@
+"""A sweep whose jobs Optuna proposes, each from what came of those before.
+
+Its study lies in the folder of the sweep, as lines of JSON. A trial is the job of the same number:
+one that was killed is run again by its number, so that it goes on in its folder.
+"""
+
+import importlib.util
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    IntervalSweep,
+    Override,
+    RangeSweep,
+    Sweep,
+)
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig, OmegaConf
+
+from idc_lightning.conf_folder import override
+from idc_lightning.config import SearchConfig, SweepConfig, parse
+from idc_lightning.errors import IDCError
+from idc_lightning.results.leaderboard import LOWER
+from idc_lightning.sweep import KEPT
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "optuna.journal"
+"""File of the study in the folder of the sweep; optuna-dashboard shows it, too."""
+
+STUDY = "search"
+"""Name of the study in its file."""
+
+PRUNED = "pruned_after"
+"""Attribute of a trial that was stopped early: the number of its epochs."""
+
+UNLOGGED = ("brier",)
+"""Metrics of dev that are computed only after training."""
+
+FIXED = ("seed", "split")
+"""What can't be searched: a lucky draw of weights or patients is no better configuration."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What Hydra does for a search.
+
+    Attributes:
+        parse: Reads overrides.
+        check: Composes jobs, each a list of overrides, and raises Hydra's error if it can't.
+        launch: Runs jobs whose numbers begin with the second argument.
+    """
+
+    parse: Callable[[list[str]], list[Override]]
+    check: Callable[[Sequence[Sequence[str]]], None]
+    launch: Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
+
+
+def search(config: DictConfig, typed: list[str], engine: Engine) -> None:
+    """Run the jobs of a search, or those of them that are missing.
+
+    Args:
+        config: What the jobs share, with Hydra's own values.
+        typed: Overrides of the jobs, as they were typed.
+        engine: Hydra's part.
+
+    Raises:
+        IDCError: If Optuna isn't installed, the values are wrong, or another search stands in the
+            folder.
+    """
+    require_optuna()
+    values: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    del values["_target_"]
+    settings: SearchConfig = parse(SearchConfig, values, "hydra.sweeper")
+    if "sweep" not in config:
+        raise IDCError("hydra/sweeper=optuna is for idc-train: its jobs are ranked by dev")
+    sweep: SweepConfig = parse(
+        SweepConfig, OmegaConf.to_container(config.sweep, resolve=True), "sweep"
+    )
+    if sweep.pruning is not None and sweep.metric in UNLOGGED:
+        raise IDCError(
+            f"sweep.metric={sweep.metric} is computed only after training, so that no job can be "
+            "stopped early by it: add sweep.pruning=null"
+        )
+    overrides = engine.parse(typed)
+    space = search_space(overrides, engine.parse, settings.params)
+    fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
+    folder = Path(config.hydra.sweep.dir).absolute()
+    engine.check([[*fixed, *(f"{key}={_first(drawn)}" for key, drawn in space.items())]])
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / KEPT)
+    study = _begun(folder / JOURNAL, sweep, space)
+    for trials in _batches(study, space, settings, seed=int(config.seed)):
+        jobs = [
+            [*fixed, *_chosen(trial, space), *_membership(folder / JOURNAL, trial)]
+            for trial in trials
+        ]
+        for trial, ended in zip(trials, engine.launch(jobs, trials[0].number), strict=True):
+            _tell(study, trial.number, ended.return_value)
+            _print(study, trial.number, settings.trials, sweep.metric)
+
+
+def require_optuna() -> None:
+    """Raise an IDCError if Optuna isn't installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise IDCError(
+            "hydra/sweeper=optuna needs Optuna, which isn't installed: pip install "
+            '"idc-lightning[optuna]"'
+        )
+
+
+def open_study(journal: Path, **options: Any) -> "optuna.Study":  # noqa: ANN401 - Optuna's own
+    """The study in a file, which is made if it isn't there.
+
+    Args:
+        journal: The file.
+        options: Others of `optuna.create_study`.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.create_study(storage=storage, study_name=STUDY, load_if_exists=True, **options)
+
+
+def search_space(
+    typed: Sequence[Override],
+    parse_overrides: Callable[[list[str]], list[Override]],
+    params: dict[str, str],
+) -> dict[str, "BaseDistribution"]:
+    """What is searched, by key.
+
+    Args:
+        typed: Overrides of the command line. Those that give several values are searched; without
+            any it is the given space, apart from what has a fixed value.
+        parse_overrides: Reads overrides.
+        params: The given space: values in Hydra's grammar, by key.
+
+    Raises:
+        IDCError: If a key can't be searched, or not so, or there is nothing to search.
+    """
+    found = [each for each in typed if each.is_sweep_override()]
+    if not found:
+        fixed = {each.key_or_group for each in typed}
+        left = [f"{key}={values}" for key, values in params.items() if key not in fixed]
+        found = parse_overrides(left)
+    if not found:
+        raise IDCError("nothing is searched: give a value such as model.head.dropout=interval(0,1)")
+    space = {}
+    for each in found:
+        key = each.get_key_element()
+        if key.partition(".")[0] in FIXED:
+            raise IDCError(
+                f"{key} can't be searched, since the best draw of patients or weights is no better "
+                "configuration: give it one value, or leave out hydra/sweeper=optuna"
+            )
+        space[key] = _distribution(each)
+    return space
+
+
+def _distribution(typed: Override) -> "BaseDistribution":
+    """The values of an override, as Optuna draws from them."""
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    values, text = typed.value(), typed.input_line
+    assert isinstance(values, Sweep)
+    log = "log" in values.tags
+    if values.tags - {"log"} or (log and not isinstance(values, IntervalSweep)):
+        raise IDCError(f"{text}: the only tag that is known is log, of an interval")
+    try:
+        if isinstance(values, IntervalSweep):
+            low: Any = values.start
+            high: Any = values.end
+            whole = isinstance(low, int)  # by int(interval(...)), since bounds are float otherwise
+            return (IntDistribution if whole else FloatDistribution)(low, high, log=log)
+        if isinstance(values, RangeSweep):
+            steps = list(values.range())
+            low, high, step = min(steps), max(steps), abs(values.step)
+            if isinstance(step, int) and isinstance(low, int):
+                return IntDistribution(low, int(high), step=step)
+            return FloatDistribution(low, high, step=step)
+    except ValueError as error:
+        raise IDCError(f"{text}: {error}") from error
+    assert isinstance(values, ChoiceSweep)
+    return CategoricalDistribution(list(typed.sweep_string_iterator()))
+
+
+def _first(drawn: "BaseDistribution") -> str:
+    """One of the values, as it is typed."""
+    return str(drawn.choices[0] if hasattr(drawn, "choices") else drawn.low)  # type: ignore[attr-defined]
+
+
+def _begun(
+    journal: Path, sweep: SweepConfig, space: dict[str, "BaseDistribution"]
+) -> "optuna.Study":
+    """The study of a search, which must be the same one if it is there already."""
+    from optuna.distributions import distribution_to_json
+
+    begun = journal.is_file()
+    direction = "minimize" if sweep.metric in LOWER else "maximize"
+    study = open_study(journal, direction=direction)
+    searched = {
+        "metric": sweep.metric,
+        "space": {key: json.loads(distribution_to_json(each)) for key, each in space.items()},
+    }
+    for name, value in searched.items():
+        before = study.user_attrs.get(name)
+        if before is None:
+            study.set_user_attr(name, value)
+        elif before != json.loads(json.dumps(value)):
+            raise IDCError(
+                f"{journal.parent} holds a search of another {name}: {before}, and now {value}"
+            )
+    if begun:
+        print(f"search of {journal.parent}: {len(study.trials)} jobs were begun before", flush=True)
+    return study
+
+
+def _batches(
+    study: "optuna.Study",
+    space: dict[str, "BaseDistribution"],
+    settings: SearchConfig,
+    *,
+    seed: int,
+) -> Iterator[list["FrozenTrial"]]:
+    """Trials with consecutive numbers whose jobs are to be run: first those that were killed."""
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if trial.params.keys() != space.keys():  # killed while it was proposed
+            study.tell(trial.number, state=TrialState.FAIL)
+    killed = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    for _, group in itertools.groupby(enumerate(killed), lambda pair: pair[1].number - pair[0]):
+        yield [trial for _, trial in group]
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        ran = sum(trial.params.keys() == space.keys() for trial in trials)
+        proposed = []
+        for number in range(len(trials), len(trials) + min(settings.batch, settings.trials - ran)):
+            # Anew for each, so that a search that is resumed proposes what it would have.
+            study.sampler = TPESampler(n_startup_trials=settings.startup, seed=seed + number)
+            proposed.append(study.ask(space).number)
+        if not proposed:
+            return
+        trials = study.get_trials(deepcopy=False)
+        yield [trials[number] for number in proposed]
+
+
+def _chosen(trial: "FrozenTrial", space: dict[str, "BaseDistribution"]) -> list[str]:
+    """The overrides of a trial."""
+    return [f"{key}={trial.params[key]}" for key in space]
+
+
+def _membership(journal: Path, trial: "FrozenTrial") -> list[str]:
+    """Overrides that tell a job of its search."""
+    return [override("sweep.study", str(journal)), f"sweep.trial={trial.number}"]
+
+
+def _tell(study: "optuna.Study", number: int, value: float) -> None:
+    """Keep what came of a trial; NaN is that of a job that failed."""
+    from optuna.trial import TrialState
+
+    if math.isnan(value):
+        study.tell(number, state=TrialState.FAIL)
+    elif PRUNED in study.get_trials(deepcopy=False)[number].user_attrs:
+        study.tell(number, state=TrialState.PRUNED)
+    else:
+        study.tell(number, value)
+
+
+def _print(study: "optuna.Study", number: int, trials: int, metric: str) -> None:
+    """Say in one line what came of a trial."""
+    from optuna.trial import TrialState
+
+    trial = study.get_trials(deepcopy=False)[number]
+    if trial.state == TrialState.COMPLETE:
+        best = study.best_trial
+        came = (
+            f"dev {metric} {trial.value:.4f}, the best is job {best.number} with {best.value:.4f}"
+        )
+    elif trial.state == TrialState.PRUNED:
+        came = f"stopped after {trial.user_attrs[PRUNED]} epochs"
+    else:
+        came = "failed"
+    print(f"search: job {number} of {trials}: {came}", flush=True)
