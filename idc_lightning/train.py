@@ -69,6 +69,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     accelerator = resolve_accelerator(config.trainer)
     resolve_precision(config.trainer, accelerator)
     place = ranks.place_of(config.trainer, accelerator)
+    # First, so that a wrong name of a network is told before a large data set is made ready.
+    model = build_model(config)
     data = build_data(config, place)
     data.prepare_data()
     data.setup()
@@ -79,7 +81,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     write_splits(data.splits, folder / "splits.csv")
 
     with ranks.leading(place, config, folder, data.ready):
-        trainer, model = fit_and_test(config, folder, data, place)
+        trainer = fit_and_test(config, folder, data, model, place)
     decision = model.decision
 
     predictions = {
@@ -105,7 +107,13 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
 def take_part(config: Config, folder: Path, ready: Ready) -> None:
     """What the other processes of a training do."""
     place = ranks.started()
-    fit_and_test(config, folder, build_data(config, place, ready), place)
+    fit_and_test(config, folder, build_data(config, place, ready), build_model(config), place)
+
+
+def build_model(config: Config) -> IDCClassifier:
+    """The untrained classifier of a run, the same in all of its processes."""
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    return IDCClassifier(config.model, config.optimizer, config.scheduler)
 
 
 def build_data(config: Config, place: ranks.Place, ready: Ready | None = None) -> IDCDataModule:
@@ -122,19 +130,17 @@ def build_data(config: Config, place: ranks.Place, ready: Ready | None = None) -
 
 
 def fit_and_test(
-    config: Config, folder: Path, data: IDCDataModule, place: ranks.Place
-) -> tuple[lightning.Trainer, IDCClassifier]:
+    config: Config, folder: Path, data: IDCDataModule, model: IDCClassifier, place: ranks.Place
+) -> lightning.Trainer:
     """Train, decide by dev, and compute test, in each process of a training.
 
     Returns:
-        Trainer and classifier, which has the decision and the outputs of dev and test.
+        The trainer; the classifier has the decision and the outputs of dev and test.
     """
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
     begin = first_step(folder)
     trainer = build_trainer(
         config, folder, interactive=sys.stdout.isatty(), first_step=begin, place=place
     )
-    model = IDCClassifier(config.model, config.optimizer, config.scheduler)
     if data.block > 1:
         model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
     last = last_checkpoint(folder) if begin else None
@@ -145,7 +151,7 @@ def fit_and_test(
     if place.leads:
         write_decision(folder / "checkpoints" / "best.ckpt", decision)
     trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
-    return trainer, model
+    return trainer
 
 
 def labelled_logits(

@@ -175,7 +175,7 @@ def test_the_head_on_features_learns_in_two_processes_and_computes_them_once(
 def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
     tmp_path: Path, double: dict[str, str]
 ) -> None:
-    settings = {"ramp": "exponential", "start": "1e-6", "end": "1e-3", "steps": "36"}
+    settings = {"ramp": "exponential", "start": "1e-6", "end": "1e-3", "steps": "20"}
     search = [f"callbacks.lr_range_test.{name}={value}" for name, value in settings.items()]
     cycle = ("scheduler=cyclic", "scheduler.half_cycle=3", "scheduler.unit=steps")
     kept = [word for word in RUN if word not in {"scheduler=none", "optimizer.lr=0.00001"}]
@@ -185,7 +185,8 @@ def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
         *search,
         *cycle,
         "model.head.hidden=[]",
-        "data.batch_size=96",
+        "data.batch_size=40",
+        "trainer.epochs=1",
     )
     found, used = {}, {}
     for name, more in {"one": ("trainer=cpu",), "two": TWO}.items():
@@ -196,7 +197,7 @@ def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
         used[name] = pd.read_csv(tmp_path / name / "metrics.csv")["lr-SGD"].dropna().to_numpy()
     pd.testing.assert_frame_equal(found["two"], found["one"], rtol=1e-4)
     assert used["two"] == pytest.approx(used["one"], rel=1e-4)
-    assert used["one"].max() < 1e-3  # Proposed, since the configured one is .006
+    assert used["one"].max() <= 1e-3  # Proposed, since the configured one is .006
 
 
 def test_a_grid_of_runs_of_two_processes_has_a_folder_for_each_run_and_no_other(

@@ -2,8 +2,6 @@
 
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 import yaml
 from filelock import FileLock
 from helpers_command import SMALL, Command
+from helpers_process import Ended, run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from idc_lightning.results.run_folders import read_results
@@ -44,22 +43,13 @@ HEAD = (
 )
 
 
-def run(
-    folder: Path, *words: str, at: int | None = None, by: str = "SIGKILL"
-) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str, at: int | None = None, by: str = "SIGKILL") -> Ended:
     """Run idc-train in a process, which a signal meets at a moment."""
     chosen = {} if at is None else {"KILL_AT": str(at), "KILL_BY": by}
-    return subprocess.run(
-        [sys.executable, str(KILLED), *words],
-        cwd=folder,
-        env={**os.environ, **chosen},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_script(KILLED, words, within=folder, environment={**os.environ, **chosen})
 
 
-def moments(ended: subprocess.CompletedProcess[str]) -> int:
+def moments(ended: Ended) -> int:
     assert ended.returncode == 0, ended.stderr
     return int(ended.stdout.rpartition("moments: ")[2])
 
@@ -115,7 +105,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     drawn = random.Random(seed)
     whole = moments(run(tmp_path, *recipe, "hydra.run.dir=undisturbed"))
     start: tuple[str, ...] = (*recipe, "hydra.run.dir=killed")
-    for _ in range(5):
+    for _ in range(4):
         at = drawn.randrange(whole // 2)
         ended = run(tmp_path, *start, at=at)
         if ended.returncode == 0:  # less was left to do

@@ -1,0 +1,72 @@
+"""Commands in processes of their own, which needn't import torch again: that costs seconds."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["idc_lightning.train", "torch.utils.tensorboard"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit code, below 0 that of a signal, and what was printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_script(
+    script: Path,
+    words: Sequence[str],
+    *,
+    within: Path,
+    environment: Mapping[str, str],
+    timeout: float = 240,
+) -> Ended:
+    """Run a file as ``python script words`` would.
+
+    Training in several processes fails in it, since torch's threads don't outlive a fork.
+
+    Args:
+        script: Path of the file.
+        words: Its arguments.
+        within: Folder in which it starts.
+        environment: Its whole environment.
+        timeout: Seconds after which it is killed, which fails the test.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        process = FORKS.Process(
+            target=_run, args=(script, [*words], within, dict(environment), out, err)
+        )
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{script} {' '.join(words)} took more than {timeout} s")
+        return Ended(process.exitcode, out.read_text(), err.read_text())
+
+
+def _run(
+    script: Path,
+    words: list[str],
+    within: Path,
+    environment: dict[str, str],
+    out: Path,
+    err: Path,
+) -> None:
+    for place, stream in ((out, sys.stdout), (err, sys.stderr)):
+        with place.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.chdir(within)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(script), *words]
+    runpy.run_path(str(script), run_name="__main__")
