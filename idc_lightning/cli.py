@@ -77,6 +77,11 @@ class OwnFolder(Callback):
         cls.sweep = cls.lock = None
 
     @classmethod
+    def launcher(cls) -> str | None:
+        """The choice of hydra/launcher of the sweep, if there is one."""
+        return None if cls.sweep is None else cls.sweep.hydra.runtime.choices["hydra/launcher"]
+
+    @classmethod
     def leave_nothing(cls) -> None:
         """Remove the folder of a sweep none of whose jobs could be begun."""
         if cls.sweep is not None:
@@ -170,6 +175,19 @@ def run_command(
                     "the process of a job was stopped, perhaps for want of memory: start the sweep "
                     "again with sweep.resume=true and fewer jobs at a time "
                     "(hydra.launcher.n_jobs=1)"
+                )
+            )
+        except Exception as error:
+            # Of a launcher that runs jobs elsewhere, where each tells its own errors.
+            launcher = OwnFolder.launcher()
+            if launcher in (None, "basic"):
+                raise
+            OwnFolder.leave_nothing()
+            reason = str(error).strip().partition("\n")[0]
+            fail(
+                IDCError(
+                    f"hydra/launcher={launcher}: {reason or repr(error)} (when that is mended, "
+                    "start the sweep again with sweep.resume=true)"
                 )
             )
 

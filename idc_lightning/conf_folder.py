@@ -9,6 +9,18 @@ from typing import Any
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+PLUGINS = {
+    "hydra/launcher": {
+        "basic": "",
+        "joblib": "",
+        "ray": "ray",
+        "submitit_local": "slurm",
+        "submitit_slurm": "slurm",
+    },
+    "hydra/sweeper": {"basic": ""},
+}
+"""Choices that Hydra and its plugins define, by group, with the extra that installs them."""
+
 
 def conf_folder() -> Path:
     """The folder: inside an installed wheel, or beside the package in a clone."""
@@ -19,7 +31,8 @@ def conf_folder() -> Path:
 def choices(group: str) -> list[str]:
     """Names that a config group can be set to, e.g. ``choices("split")``."""
     files = (conf_folder() / group).glob("*.yaml")
-    return sorted(file.stem for file in files if file.stem != "base")
+    own = [file.stem for file in files if file.stem != "base"]
+    return sorted([*own, *PLUGINS.get(group, [])])
 
 
 def usage(command: str) -> str:
@@ -91,6 +104,12 @@ def describe(error: Exception, command: str) -> str:
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if choice and choices(choice.group(1)):
         group, name = choice.groups()
+        extra = PLUGINS.get(group, {}).get(name)
+        if extra:
+            return (
+                f"{group}={name} is a plugin that isn't installed: pip install "
+                f'"idc-lightning[{extra}]"'
+            )
         known = choices(group)
         hint = _meant(name, known)
         return f"unknown choice {group}={name}{hint}; there are {', '.join(known)}"

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from helpers_command import SMALL, Command
+from hydra.errors import HydraException
 
+from idc_lightning.conf_folder import describe
 from idc_lightning.config import Config
 from idc_lightning.errors import IDCError
 from idc_lightning.trainer import build_trainer
@@ -140,6 +142,34 @@ def test_a_sweep_whose_jobs_cannot_be_composed_leaves_nothing(
     ended = command("-m", "hydra.sweep.dir=outputs/s", "model.head.droput=0.1,0.2")
     assert (ended.code, ended.left) == (1, [])
     assert "did you mean model.head.dropout" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin", "said"),
+    [("slurm", "submitit", 'Could not detect "srun"'), ("ray_cluster", "ray", "Ray instance")],
+)
+def test_a_cluster_that_is_not_there_is_told_in_one_line(
+    command: Command, launcher: str, plugin: str, said: str
+) -> None:
+    pytest.importorskip(plugin, reason=f"the extra that installs {plugin} is absent")
+    ended = command("-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=outputs/s", "seed=0,1")
+    assert (ended.code, ended.err.count("\n"), ended.left) == (1, 1, [])
+    assert ended.err.startswith(f"error: hydra/launcher={launcher}: ")
+    assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("submitit_slurm", "slurm"), ("submitit_local", "slurm"), ("ray", "ray")]
+)
+def test_a_plugin_that_is_not_installed_is_named(missing: str, extra: str) -> None:
+    error = HydraException(f"In 'hydra/config': Could not find 'hydra/launcher/{missing}'")
+    assert f'pip install "idc-lightning[{extra}]"' in describe(error, "train")
+
+
+def test_a_launcher_that_does_not_exist_is_told(command: Command) -> None:
+    ended = command("-m", "hydra/launcher=jobli", "seed=0,1")
+    assert "unknown choice hydra/launcher=jobli, did you mean joblib?" in ended.err
+    assert "submitit_slurm" in ended.err
 
 
 def test_a_sweep_that_runs_is_not_resumed(command: Command, tmp_path: Path) -> None:

@@ -297,13 +297,16 @@ def test_test_is_read_once_and_after_training(
     assert [entry for entry in asked if entry[0] == "test"] == [("test", True)]
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "ray", "submitit_local"])
 def test_a_sweep_gives_each_job_its_folder(
     launcher: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    plugin = {"ray": "ray", "submitit_local": "submitit"}.get(launcher)
+    if plugin is not None:
+        engine = pytest.importorskip(plugin, reason=f"the extra with {plugin} is absent")
     jobs = ("-m", *SMALL, f"hydra/launcher={launcher}", "model.head.dropout=0.1,0.6")
     ended = small_run(tmp_path, capsys, monkeypatch, *jobs)
     assert len(ended.left) == 1
@@ -314,6 +317,8 @@ def test_a_sweep_gives_each_job_its_folder(
         rates[job] = content["hyper_parameters"]["model"]["head"]["dropout"]
         assert (sweep / job / "results.json").is_file()
     assert rates == {"0": 0.1, "1": 0.6}
+    if launcher == "ray":
+        engine.shutdown()
 
 
 def test_the_notebook_trains_the_head_alone(
