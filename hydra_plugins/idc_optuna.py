@@ -46,10 +46,13 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        engine = Engine(
-            parse=parser.parse_overrides, check=self.validate_batch_is_legal, launch=self._launch
-        )
+        engine = Engine(parser.parse_overrides, self._compose, self._launch)
         search(self.config, arguments, engine)
+
+    def _compose(self, job: list[str]) -> DictConfig:
+        assert self.hydra_context is not None
+        assert self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, job)
 
     def _launch(self, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
         assert self.launcher is not None

@@ -110,6 +110,9 @@ class OwnFolder(Callback):
             OwnFolder.lock = hold_sweep(folder)
         except IDCError as error:
             fail(error)
+        except Exception:  # of which Hydra would only warn, and go on without the lock
+            traceback.print_exc()
+            sys.exit(1)
         OwnFolder.sweep = config
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
@@ -43,8 +44,8 @@ def usage(command: str) -> str:
 
 def override(key: str, text: str) -> str:
     """An override that gives a key a text, whatever characters that has."""
-    escaped = re.sub(r'(["\\])', r"\\\1", text)
-    return f'{key}="{escaped}"'
+    quoted = QuotedString(text.replace("${", "\\${"), Quote.double)
+    return f"{key}={quoted.with_quotes()}"
 
 
 def groups_of(command: str) -> list[str]:
@@ -98,9 +99,9 @@ def describe(error: Exception, command: str) -> str:
     """
     # Hydra raises an exception without a text from the one that says what is wrong.
     text = str(error) or str(error.__cause__)
-    override = re.search(r"Could not override '([^']+)'", text)
-    if override:
-        return unknown_key(override.group(1), command)
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        return unknown_key(key.group(1), command)
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if choice and choices(choice.group(1)):
         group, name = choice.groups()
@@ -113,6 +114,8 @@ def describe(error: Exception, command: str) -> str:
         known = choices(group)
         hint = _meant(name, known)
         return f"unknown choice {group}={name}{hint}; there are {', '.join(known)}"
+    if "does not support sweep type" in text:
+        return "intervals are drawn from by a search only: add hydra/sweeper=optuna"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
         return (
@@ -127,10 +130,13 @@ def unknown_key(name: str, command: str) -> str:
     known = keys(command)
     if known.get(name):
         return f"unknown key {name}, it belongs to {' and '.join(known[name])}"
+    if name.startswith("hydra.sweeper."):
+        return f"unknown key {name}: if it is of a search, add hydra/sweeper=optuna"
     inside = [key for key in known if key.startswith(f"{name}.")]
     if inside and name not in groups_of(command):
         return f"idc-{command} has no choices of {name}: set {' or '.join(inside)}"
-    return f"unknown key {name}{_meant(name, [*groups_of(command), *known])}"
+    given = set(known) - {"sweep.study", "sweep.trial"}  # which nobody types
+    return f"unknown key {name}{_meant(name, [*groups_of(command), *sorted(given)])}"
 
 
 def _meant(name: str, known: list[str]) -> str:

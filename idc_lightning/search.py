@@ -8,30 +8,33 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import (
-    ChoiceSweep,
     IntervalSweep,
     Override,
     RangeSweep,
     Sweep,
 )
 from hydra.core.utils import JobReturn
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from idc_lightning.conf_folder import override
-from idc_lightning.config import SearchConfig, SweepConfig, parse
+from idc_lightning.conf_folder import describe, groups_of, override
+from idc_lightning.config import Config, SearchConfig, SweepConfig, parse, read_config
 from idc_lightning.errors import IDCError
+from idc_lightning.files import write_text
 from idc_lightning.results.leaderboard import LOWER
 from idc_lightning.sweep import KEPT
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.storages import JournalStorage
     from optuna.trial import FrozenTrial
 
 JOURNAL = "optuna.journal"
@@ -56,12 +59,12 @@ class Engine:
 
     Attributes:
         parse: Reads overrides.
-        check: Composes jobs, each a list of overrides, and raises Hydra's error if it can't.
+        compose: Makes the configuration of a job from its overrides.
         launch: Runs jobs whose numbers begin with the second argument.
     """
 
     parse: Callable[[list[str]], list[Override]]
-    check: Callable[[Sequence[Sequence[str]]], None]
+    compose: Callable[[list[str]], DictConfig]
     launch: Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 
 
@@ -95,18 +98,19 @@ def search(config: DictConfig, typed: list[str], engine: Engine) -> None:
     space = search_space(overrides, engine.parse, settings.params)
     fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
     folder = Path(config.hydra.sweep.dir).absolute()
-    engine.check([[*fixed, *(f"{key}={_first(drawn)}" for key, drawn in space.items())]])
+    for values in _samples(space):
+        _check([*fixed, *values, *_membership(folder / JOURNAL, 0)], engine)
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / KEPT)
     study = _begun(folder / JOURNAL, sweep, space)
+    write_text(folder / KEPT, OmegaConf.to_yaml(config))
     for trials in _batches(study, space, settings, seed=int(config.seed)):
         jobs = [
-            [*fixed, *_chosen(trial, space), *_membership(folder / JOURNAL, trial)]
+            [*fixed, *_chosen(trial, space), *_membership(folder / JOURNAL, trial.number)]
             for trial in trials
         ]
         for trial, ended in zip(trials, engine.launch(jobs, trials[0].number), strict=True):
             _tell(study, trial.number, ended.return_value)
-            _print(study, trial.number, settings.trials, sweep.metric)
+            print(_told(study, trial.number, sweep.metric), flush=True)
 
 
 def require_optuna() -> None:
@@ -118,20 +122,15 @@ def require_optuna() -> None:
         )
 
 
-def open_study(journal: Path, **options: Any) -> "optuna.Study":  # noqa: ANN401 - Optuna's own
-    """The study in a file, which is made if it isn't there.
-
-    Args:
-        journal: The file.
-        options: Others of `optuna.create_study`.
-    """
+def journal_storage(journal: Path) -> "JournalStorage":
+    """The storage of a study in a file."""
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    return optuna.create_study(storage=storage, study_name=STUDY, load_if_exists=True, **options)
+    lock = JournalFileOpenLock(str(journal))  # which a killed process doesn't hold for long
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
 
 def search_space(
@@ -160,7 +159,7 @@ def search_space(
     space = {}
     for each in found:
         key = each.get_key_element()
-        if key.partition(".")[0] in FIXED:
+        if each.key_or_group.partition(".")[0] in FIXED:
             raise IDCError(
                 f"{key} can't be searched, since the best draw of patients or weights is no better "
                 "configuration: give it one value, or leave out hydra/sweeper=optuna"
@@ -178,7 +177,10 @@ def _distribution(typed: Override) -> "BaseDistribution":
     )
 
     values, text = typed.value(), typed.input_line
-    assert isinstance(values, Sweep)
+    if not isinstance(values, Sweep):
+        raise IDCError(f"{text} can't be searched: give several values, such as interval(0,1)")
+    if getattr(values, "shuffle", False):
+        raise IDCError(f"{text}: a search draws by itself, leave out shuffle")
     log = "log" in values.tags
     if values.tags - {"log"} or (log and not isinstance(values, IntervalSweep)):
         raise IDCError(f"{text}: the only tag that is known is log, of an interval")
@@ -190,30 +192,65 @@ def _distribution(typed: Override) -> "BaseDistribution":
             return (IntDistribution if whole else FloatDistribution)(low, high, log=log)
         if isinstance(values, RangeSweep):
             steps = list(values.range())
+            if not steps:
+                raise IDCError(f"{text} holds no value")
             low, high, step = min(steps), max(steps), abs(values.step)
             if isinstance(step, int) and isinstance(low, int):
                 return IntDistribution(low, int(high), step=step)
             return FloatDistribution(low, high, step=step)
     except ValueError as error:
         raise IDCError(f"{text}: {error}") from error
-    assert isinstance(values, ChoiceSweep)
     return CategoricalDistribution(list(typed.sweep_string_iterator()))
 
 
-def _first(drawn: "BaseDistribution") -> str:
-    """One of the values, as it is typed."""
-    return str(drawn.choices[0] if hasattr(drawn, "choices") else drawn.low)  # type: ignore[attr-defined]
+def _samples(space: dict[str, "BaseDistribution"]) -> Iterator[list[str]]:
+    """Values of jobs that are composed before any is run: each choice of groups, of others one."""
+    from optuna.distributions import CategoricalDistribution
+
+    groups = groups_of("train")
+    values: list[Sequence[Any]] = []
+    for key, drawn in space.items():
+        if isinstance(drawn, CategoricalDistribution):
+            values.append(drawn.choices if key in groups else drawn.choices[:1])
+        else:
+            values.append([drawn.low])  # type: ignore[attr-defined]
+    for chosen in itertools.product(*values):
+        yield [f"{key}={value}" for key, value in zip(space, chosen, strict=True)]
+
+
+def _check(job: list[str], engine: Engine) -> None:
+    """Refuse what each job would refuse."""
+    try:
+        composed = engine.compose(job)
+    except HydraException as error:
+        raise IDCError(
+            f"configuration: {describe(error, 'train')} (if nothing is searched on the command "
+            "line, the values of conf/hydra/sweeper/optuna.yaml are)"
+        ) from error
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    keys = {each.key_or_group for each in engine.parse(job)}
+    idle = read_config(composed, Config).idle(keys)
+    if idle is not None:
+        raise IDCError(idle)
 
 
 def _begun(
     journal: Path, sweep: SweepConfig, space: dict[str, "BaseDistribution"]
 ) -> "optuna.Study":
     """The study of a search, which must be the same one if it is there already."""
+    import optuna
     from optuna.distributions import distribution_to_json
 
     begun = journal.is_file()
-    direction = "minimize" if sweep.metric in LOWER else "maximize"
-    study = open_study(journal, direction=direction)
+    if begun:
+        _mend(journal)
+    study = optuna.create_study(
+        storage=journal_storage(journal),
+        study_name=STUDY,
+        direction="minimize" if sweep.metric in LOWER else "maximize",
+        load_if_exists=True,
+    )
     searched = {
         "metric": sweep.metric,
         "space": {key: json.loads(distribution_to_json(each)) for key, each in space.items()},
@@ -229,6 +266,11 @@ def _begun(
     if begun:
         print(f"search of {journal.parent}: {len(study.trials)} jobs were begun before", flush=True)
     return study
+
+
+def _mend(journal: Path) -> None:
+    """Drop a line whose writer was killed, to which the next one would be joined."""
+    os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def _batches(
@@ -267,13 +309,13 @@ def _chosen(trial: "FrozenTrial", space: dict[str, "BaseDistribution"]) -> list[
     return [f"{key}={trial.params[key]}" for key in space]
 
 
-def _membership(journal: Path, trial: "FrozenTrial") -> list[str]:
+def _membership(journal: Path, number: int) -> list[str]:
     """Overrides that tell a job of its search."""
-    return [override("sweep.study", str(journal)), f"sweep.trial={trial.number}"]
+    return [override("sweep.study", str(journal)), f"sweep.trial={number}"]
 
 
 def _tell(study: "optuna.Study", number: int, value: float) -> None:
-    """Keep what came of a trial; NaN is that of a job that failed."""
+    """Keep what came of a trial; NaN is that of a job that failed, or whose metric is undefined."""
     from optuna.trial import TrialState
 
     if math.isnan(value):
@@ -284,8 +326,8 @@ def _tell(study: "optuna.Study", number: int, value: float) -> None:
         study.tell(number, value)
 
 
-def _print(study: "optuna.Study", number: int, trials: int, metric: str) -> None:
-    """Say in one line what came of a trial."""
+def _told(study: "optuna.Study", number: int, metric: str) -> str:
+    """What came of a trial, in one line."""
     from optuna.trial import TrialState
 
     trial = study.get_trials(deepcopy=False)[number]
@@ -297,5 +339,5 @@ def _print(study: "optuna.Study", number: int, trials: int, metric: str) -> None
     elif trial.state == TrialState.PRUNED:
         came = f"stopped after {trial.user_attrs[PRUNED]} epochs"
     else:
-        came = "failed"
-    print(f"search: job {number} of {trials}: {came}", flush=True)
+        came = f"failed, or dev {metric} is undefined"
+    return f"search: job {number}: {came}"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold
-from idc_lightning.results.run_folders import RESULTS, read_results
+from idc_lightning.results.run_folders import RESULTS, read_results, read_yaml
 
 KEPT = "multirun.yaml"
 """File in which Hydra keeps the configuration of a sweep."""
@@ -37,7 +37,9 @@ def check_resumed(folder: Path, config: DictConfig) -> None:
         return
     if not (folder / KEPT).is_file():
         raise IDCError(f"{folder} holds files, but no sweep that could be resumed")
-    before = OmegaConf.load(folder / KEPT)
+    before = OmegaConf.create(read_yaml(folder / KEPT))
+    if OmegaConf.select(before, "hydra.overrides.task") is None:
+        raise IDCError(f"{folder / KEPT} is damaged, so that the sweep can't be known again")
     now, then = _typed(config), _typed(before)
     if now != then:
         raise IDCError(

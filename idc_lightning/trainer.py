@@ -223,7 +223,7 @@ def build_callbacks(
             )
         )
     if sweep.study is not None and sweep.pruning is not None:
-        callbacks.append(Pruning(sweep))
+        callbacks.append(Pruning(sweep, folder))
     if config.ema_decay is not None:
         callbacks.append(AveragedWeights(config.ema_decay))
     if logs:

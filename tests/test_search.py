@@ -10,6 +10,7 @@ from helpers_command import SMALL, Command
 from helpers_model import composed, config_of, told
 from helpers_scripted import fit
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import (
     BaseDistribution,
@@ -19,13 +20,35 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from idc_lightning.conf_folder import override
+from idc_lightning.config import SweepConfig
 from idc_lightning.evaluate import main as evaluate
 from idc_lightning.pruning import Pruning
-from idc_lightning.search import JOURNAL, PRUNED, Engine, open_study, search, search_space
+from idc_lightning.search import (
+    JOURNAL,
+    PRUNED,
+    STUDY,
+    Engine,
+    journal_storage,
+    search,
+    search_space,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec.*")
 
 PARSER = OverridesParser.create()
 
 SPACE = ("model.head.dropout=interval(0.1,0.5)", "optimizer.momentum=choice(0.5,0.9)")
+
+
+JOB = composed("sweep.study=somewhere", "sweep.trial=0")
+"""A job of a search."""
+
+
+def open_study(journal: Path, direction: str = "maximize") -> optuna.Study:
+    return optuna.create_study(
+        storage=journal_storage(journal), study_name=STUDY, direction=direction, load_if_exists=True
+    )
 
 
 # What is searched
@@ -72,6 +95,11 @@ def test_what_is_swept_takes_the_place_of_the_given_space() -> None:
         ("a=tag(log,interval(0,1))", ["a=tag(log,interval(0,1))", "low"]),
         ("a=interval(3,1)", ["a=interval(3,1)"]),
         ("a=1", ["nothing is searched"]),
+        ("++seed=0,1", ["seed can't be searched"]),
+        ("+split.fold=0,1", ["split.fold can't be searched"]),
+        ("a=shuffle(1,2,3)", ["a=shuffle(1,2,3)", "leave out shuffle"]),
+        ("a=range(5,1)", ["a=range(5,1) holds no value"]),
+        ("optimizer=glob(*)", ["optimizer=glob(*) can't be searched"]),
     ],
 )
 def test_what_cannot_be_searched_is_named(typed: str, parts: list[str]) -> None:
@@ -99,7 +127,7 @@ class Jobs:
         values.update({"trials": trials, "startup": 3, **settings})
         hydra = {"sweeper": values, "sweep": {"dir": str(self.folder)}}
         whole = DictConfig({**config, "hydra": hydra})
-        engine = Engine(PARSER.parse_overrides, lambda _: None, self._launch)
+        engine = Engine(PARSER.parse_overrides, lambda _: JOB.copy(), self._launch)
         search(whole, list(typed or SPACE), engine)
         return open_study(self.folder / JOURNAL).get_trials()
 
@@ -182,6 +210,16 @@ def test_a_trial_killed_while_it_was_proposed_is_replaced(tmp_path: Path) -> Non
     assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
 
 
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    whole, cut = Jobs(tmp_path / "a"), Jobs(tmp_path / "b")
+    whole(trials=4)
+    cut(trials=3)
+    with (tmp_path / "b" / JOURNAL).open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    cut(trials=4)
+    assert cut.run == whole.run
+
+
 def test_a_finished_search_runs_nothing_and_more_trials_go_on(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path / "s")
     jobs(trials=3)
@@ -243,10 +281,14 @@ def test_without_optuna_it_says_how_to_install_it(
 # Jobs that are stopped early
 
 
-def of_trial(folder: Path, number: int) -> Pruning:
+def of_trial_config(folder: Path, number: int) -> SweepConfig:
     pruning = ("sweep.pruning.trials=2", "sweep.pruning.epochs=2")
     place = (f"sweep.study={folder / JOURNAL}", f"sweep.trial={number}")
-    return Pruning(config_of(*pruning, *place).sweep)
+    return config_of(*pruning, *place).sweep
+
+
+def of_trial(folder: Path, number: int) -> Pruning:
+    return Pruning(of_trial_config(folder, number), folder / str(number))
 
 
 @pytest.fixture
@@ -265,10 +307,11 @@ def study(tmp_path: Path) -> optuna.Study:
 @pytest.mark.parametrize(
     ("values", "epochs"),
     [
-        ([0.1, 0.1, 0.1, 0.1], 3),  # each has its first two
-        ([0.1, 0.1, 0.65, 0.1], 4),  # its best is above the median
+        ([0.1, 0.1, 0.1, 0.1], 2),
+        ([0.1, 0.65, 0.1, 0.1], 4),  # its best is above the median
         ([0.9, 0.1, 0.1, 0.1], 4),
-        ([0.55, 0.59, 0.5, 0.9], 3),
+        ([0.55, 0.59, 0.5, 0.9], 2),
+        ([0.1, 0.1], 2),  # nothing is left to stop
     ],
 )
 def test_a_job_below_the_median_of_the_others_is_stopped(
@@ -284,11 +327,47 @@ def test_a_job_below_the_median_of_the_others_is_stopped(
     assert trial.state == TrialState.RUNNING
 
 
-def test_an_epoch_that_is_repeated_is_told_once(tmp_path: Path, study: optuna.Study) -> None:
-    for values in ([0.9, 0.8], [0.1, 0.1, 0.7]):
-        fit(tmp_path, [of_trial(tmp_path, 2)], "dev/f1", values)
-    told = study.get_trials()[2].intermediate_values
-    assert told == pytest.approx({0: 0.9, 1: 0.8, 2: 0.7})
+def test_epochs_that_are_repeated_after_a_kill_decide_nothing_new(
+    tmp_path: Path, study: optuna.Study
+) -> None:
+    fit(tmp_path, [of_trial(tmp_path, 2)], "dev/f1", [0.9, 0.8, 0.8])
+    fit(tmp_path, [of_trial(tmp_path, 2)], "dev/f1", [0.1, 0.1, 0.1, 0.85])
+    told = study.get_trials()[2]
+    assert told.intermediate_values == pytest.approx({0: 0.9, 1: 0.8, 2: 0.8, 3: 0.85})
+    assert PRUNED not in told.user_attrs
+
+
+def test_a_job_that_was_killed_after_it_was_stopped_is_stopped_again(
+    tmp_path: Path, study: optuna.Study
+) -> None:
+    for _ in range(2):
+        pruning = of_trial(tmp_path, 2)
+        trainer = fit(tmp_path, [pruning], "dev/f1", [0.1, 0.2, 0.3, 0.4])
+        assert (trainer.current_epoch, pruning.pruned_after) == (2, 2)
+    assert study.get_trials()[2].user_attrs[PRUNED] == 2
+
+
+def test_a_stopped_job_that_is_prolonged_was_not_stopped(
+    tmp_path: Path, study: optuna.Study
+) -> None:
+    stopped, last = of_trial(tmp_path, 2), ModelCheckpoint(tmp_path, filename="last")
+    fit(tmp_path, [stopped, last], "dev/f1", [0.1, 0.1, 0.1])
+    assert stopped.pruned_after == 2
+    study.tell(2, state=TrialState.PRUNED)
+    prolonged = of_trial(tmp_path, 2)
+    trainer = fit(
+        tmp_path, [prolonged], "dev/f1", [0.1] * 5, ckpt_path=next(tmp_path.glob("last*.ckpt"))
+    )
+    assert (trainer.current_epoch, prolonged.pruned_after) == (5, None)
+
+
+def test_a_job_that_was_moved_out_of_its_search_is_left_alone(
+    tmp_path: Path, study: optuna.Study
+) -> None:
+    pruning = Pruning(of_trial_config(tmp_path, 2), tmp_path.parent / "elsewhere" / "2")
+    trainer = fit(tmp_path, [pruning], "dev/f1", [0.1, 0.1, 0.1, 0.1])
+    assert trainer.current_epoch == 4
+    assert study.get_trials()[2].intermediate_values == {}
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -323,7 +402,7 @@ def test_a_search_runs_jobs_stops_bad_ones_and_goes_on(command: Command) -> None
         "scheduler.max_lr=choice(0.02,1e-7)",
         "sweep.metric=auroc",
         "sweep.pruning.trials=1",
-        "sweep.pruning.epochs=1",
+        "sweep.pruning.epochs=2",
     )
     ended = command(*typed, "hydra.sweeper.trials=3")
     assert ended.code == 0, ended.err
@@ -350,11 +429,48 @@ def test_a_search_runs_jobs_stops_bad_ones_and_goes_on(command: Command) -> None
     assert "started with hydra/sweeper=optuna" in ended.err
 
 
-def test_a_wrong_key_leaves_no_search(command: Command) -> None:
-    ended = command(*SEARCH, "model.head.droput=interval(0,1)")
-    assert ended.code == 1
-    assert "did you mean model.head.dropout" in ended.err
-    assert ended.left == []
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("model.head.droput=interval(0,1)", "did you mean model.head.dropout"),
+        ("optimizer=sgd,adamw optimizer.nesterov=true,false", "belongs to optimizer=sgd"),
+        ("model.head.dropout=interval(1.5,2)", "model.head.dropout=1.5"),
+        ("callbacks=lr_range_test", "scheduler.max_lr would be replaced by the range test"),
+        ("scheduler=cosine", "conf/hydra/sweeper/optuna.yaml"),
+        ("seed=0,1", "seed can't be searched"),
+    ],
+)
+def test_what_every_job_would_refuse_is_refused_before_the_first(
+    command: Command, typed: str, said: str
+) -> None:
+    ended = command(*SEARCH, *typed.split())
+    assert (ended.code, ended.err.count("\n"), ended.left) == (1, 1, [])
+    assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("hydra.sweeper.trials=3", "add hydra/sweeper=optuna"),
+        ("model.head.dropout=interval(0,1)", "add hydra/sweeper=optuna"),
+        ("trial=3", "unknown key trial"),
+    ],
+)
+def test_what_only_a_search_knows_is_told_to_other_sweeps(
+    command: Command, typed: str, said: str
+) -> None:
+    ended = command("-m", *SMALL, "hydra.sweep.dir=outputs/s", typed)
+    assert (ended.code, ended.err.count("\n"), ended.left) == (1, 1, [])
+    assert said in ended.err
+    assert "sweep.trial" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a'b", 'a"b', "a=b", "back\\slash", "end\\", "${x}", "[a]"]
+)
+def test_any_path_can_be_told_to_a_job(name: str) -> None:
+    config = config_of(override("sweep.study", f"/tmp/{name}"), "sweep.trial=0")
+    assert config.sweep.study == Path("/tmp", name)
 
 
 def test_commands_that_do_not_train_are_not_searched(
@@ -370,9 +486,3 @@ def test_values_of_a_search_need_one(command: Command) -> None:
     ended = command("-m", *SMALL, "seed=0,1", "sweep.pruning=null", "hydra.sweep.dir=outputs/s")
     assert ended.code == 1
     assert "sweep.pruning has no effect without a search" in ended.err
-
-
-def test_errors_of_a_search_are_of_one_line(command: Command) -> None:
-    ended = command(*SEARCH, "seed=0,1")
-    assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert "seed can't be searched" in ended.err
