@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from idc_lightning.callbacks import OfTraining
 from idc_lightning.config import SweepConfig
-from idc_lightning.search import PRUNED, STUDY, journal_storage, require_optuna
+from idc_lightning.study import PRUNED, STUDY, journal_storage, require_optuna
 
 
 class Pruning(OfTraining):

@@ -1,14 +1,11 @@
 """A sweep whose jobs Optuna proposes, each from what came of those before.
 
-Its study lies in the folder of the sweep, as lines of JSON. A trial is the job of the same number:
-one that was killed is run again by its number, so that it goes on in its folder.
+A trial of the study is the job of the same number: one that was killed is run again by its number,
+so that it goes on in its folder.
 """
 
-import importlib.util
 import itertools
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +25,13 @@ from idc_lightning.conf_folder import describe, groups_of, override
 from idc_lightning.config import Config, SearchConfig, SweepConfig, parse, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
-from idc_lightning.results.leaderboard import LOWER
+from idc_lightning.study import JOURNAL, PRUNED, begin_study, require_optuna
 from idc_lightning.sweep import KEPT
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
-    from optuna.storages import JournalStorage
     from optuna.trial import FrozenTrial
-
-JOURNAL = "optuna.journal"
-"""File of the study in the folder of the sweep; optuna-dashboard shows it, too."""
-
-STUDY = "search"
-"""Name of the study in its file."""
-
-PRUNED = "pruned_after"
-"""Attribute of a trial that was stopped early: the number of its epochs."""
 
 UNLOGGED = ("brier",)
 """Metrics of dev that are computed only after training."""
@@ -101,7 +88,7 @@ def search(config: DictConfig, typed: list[str], engine: Engine) -> None:
     for values in _samples(space):
         _check([*fixed, *values, *_membership(folder / JOURNAL, 0)], engine)
     folder.mkdir(parents=True, exist_ok=True)
-    study = _begun(folder / JOURNAL, sweep, space)
+    study = begin_study(folder / JOURNAL, sweep, space)
     write_text(folder / KEPT, OmegaConf.to_yaml(config))
     for trials in _batches(study, space, settings, seed=int(config.seed)):
         jobs = [
@@ -111,26 +98,6 @@ def search(config: DictConfig, typed: list[str], engine: Engine) -> None:
         for trial, ended in zip(trials, engine.launch(jobs, trials[0].number), strict=True):
             _tell(study, trial.number, ended.return_value)
             print(_told(study, trial.number, sweep.metric), flush=True)
-
-
-def require_optuna() -> None:
-    """Raise an IDCError if Optuna isn't installed."""
-    if importlib.util.find_spec("optuna") is None:
-        raise IDCError(
-            "hydra/sweeper=optuna needs Optuna, which isn't installed: pip install "
-            '"idc-lightning[optuna]"'
-        )
-
-
-def journal_storage(journal: Path) -> "JournalStorage":
-    """The storage of a study in a file."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lock = JournalFileOpenLock(str(journal))  # which a killed process doesn't hold for long
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
 
 def search_space(
@@ -233,44 +200,6 @@ def _check(job: list[str], engine: Engine) -> None:
     idle = read_config(composed, Config).idle(keys)
     if idle is not None:
         raise IDCError(idle)
-
-
-def _begun(
-    journal: Path, sweep: SweepConfig, space: dict[str, "BaseDistribution"]
-) -> "optuna.Study":
-    """The study of a search, which must be the same one if it is there already."""
-    import optuna
-    from optuna.distributions import distribution_to_json
-
-    begun = journal.is_file()
-    if begun:
-        _mend(journal)
-    study = optuna.create_study(
-        storage=journal_storage(journal),
-        study_name=STUDY,
-        direction="minimize" if sweep.metric in LOWER else "maximize",
-        load_if_exists=True,
-    )
-    searched = {
-        "metric": sweep.metric,
-        "space": {key: json.loads(distribution_to_json(each)) for key, each in space.items()},
-    }
-    for name, value in searched.items():
-        before = study.user_attrs.get(name)
-        if before is None:
-            study.set_user_attr(name, value)
-        elif before != json.loads(json.dumps(value)):
-            raise IDCError(
-                f"{journal.parent} holds a search of another {name}: {before}, and now {value}"
-            )
-    if begun:
-        print(f"search of {journal.parent}: {len(study.trials)} jobs were begun before", flush=True)
-    return study
-
-
-def _mend(journal: Path) -> None:
-    """Drop a line whose writer was killed, to which the next one would be joined."""
-    os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def _batches(

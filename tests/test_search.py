@@ -24,15 +24,8 @@ from idc_lightning.conf_folder import override
 from idc_lightning.config import SweepConfig
 from idc_lightning.evaluate import main as evaluate
 from idc_lightning.pruning import Pruning
-from idc_lightning.search import (
-    JOURNAL,
-    PRUNED,
-    STUDY,
-    Engine,
-    journal_storage,
-    search,
-    search_space,
-)
+from idc_lightning.search import Engine, search, search_space
+from idc_lightning.study import JOURNAL, PRUNED, STUDY, journal_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec.*")
 
