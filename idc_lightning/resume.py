@@ -21,8 +21,7 @@ from idc_lightning.config import BOUND, SHOWN, Config, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, write_text
 from idc_lightning.models.backbone import read_checkpoint
-from idc_lightning.results.run_folders import FAILED, REASON, RESULTS, made_by, read_yaml
-from idc_lightning.sweep import KEPT
+from idc_lightning.results.run_folders import FAILED, KEPT, REASON, RESULTS, made_by, read_yaml
 from idc_lightning.trainer import resolve_accelerator, resolve_precision
 
 WORD = "resume="

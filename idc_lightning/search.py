@@ -25,8 +25,8 @@ from idc_lightning.conf_folder import describe, groups_of, override
 from idc_lightning.config import Config, SearchConfig, SweepConfig, parse, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
+from idc_lightning.results.run_folders import KEPT
 from idc_lightning.study import JOURNAL, PRUNED, begin_study, require_optuna
-from idc_lightning.sweep import KEPT
 
 if TYPE_CHECKING:
     import optuna

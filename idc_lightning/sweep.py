@@ -9,10 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold
-from idc_lightning.results.run_folders import RESULTS, read_results, read_yaml
-
-KEPT = "multirun.yaml"
-"""File in which Hydra keeps the configuration of a sweep."""
+from idc_lightning.results.run_folders import KEPT, RESULTS, read_results, read_yaml
 
 HELD = ".lock"
 """File by which a process holds the folder of a sweep."""

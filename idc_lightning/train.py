@@ -30,10 +30,10 @@ from idc_lightning.pruning import Pruning
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
-from idc_lightning.report.tensorboard import log_judgement, log_pictures
+from idc_lightning.report.tensorboard import log_judgement, log_pictures, log_values
 from idc_lightning.results.judgement import Judgement, decide, judge_splits
 from idc_lightning.results.predictions import predictions_table
-from idc_lightning.results.run_folders import RESULTS
+from idc_lightning.results.run_folders import RESULTS, varied_in_sweep
 from idc_lightning.results.summary import (
     comparison_table,
     console,
@@ -93,7 +93,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     if config.report.enabled:
         judged = judged_run(config, folder, judgement, data, model, trainer)
         pictures = write_run_report(folder, judged, config.report)
-    log_end(trainer, model, config, judgement, pictures)
+    log_end(trainer, model, config, folder, judgement, pictures)
     results = judgement.values() | run_facts(config, data, trainer)
     write_results(folder / RESULTS, results)
     if config.trainer.profiler is not None:
@@ -239,6 +239,7 @@ def log_end(
     trainer: lightning.Trainer,
     model: IDCClassifier,
     config: Config,
+    folder: Path,
     judgement: Judgement,
     pictures: list[Picture],
 ) -> None:
@@ -257,7 +258,10 @@ def log_end(
         if isinstance(logger, TensorBoardLogger):
             log_judgement(logger.experiment, judgement, step=trainer.global_step)
             log_pictures(logger.experiment, pictures, step=trainer.global_step)
-            logger.log_hyperparams(used.deciding_values(), final, step=trainer.global_step)
+            values = used.deciding_values()
+            logger.log_hyperparams(values)
+            varied = varied_in_sweep(folder)
+            log_values(logger.experiment, values, final, varied, step=trainer.global_step)
             logger.finalize("success")
 
 

@@ -16,6 +16,7 @@ from helpers_command import SMALL, Command, Ended
 from helpers_model import config_of
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torchvision.models import get_model
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
@@ -317,6 +318,11 @@ def test_a_sweep_gives_each_job_its_folder(
         rates[job] = content["hyper_parameters"]["model"]["head"]["dropout"]
         assert (sweep / job / "results.json").is_file()
     assert rates == {"0": 0.1, "1": 0.6}
+    events = EventAccumulator(str(sweep / "0" / "tensorboard")).Reload()
+    shown = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    infos = HParamsPluginData.FromString(shown).experiment.hparam_infos
+    assert [info.name for info in infos if info.differs] == ["model/head/dropout"]
+    assert {"seed", "optimizer/momentum"} < {info.name for info in infos}
     if launcher == "ray":
         engine.shutdown()
 

@@ -17,6 +17,9 @@ from idc_lightning.results.predictions import COLUMNS
 FAILED = ".failed"
 """A run that failed is renamed so that its folder ends in this, and a number from the second on."""
 
+KEPT = "multirun.yaml"
+"""File in which Hydra keeps the configuration of a sweep, in its folder."""
+
 REASON = "error.txt"
 """File of a run that failed: why, in one line."""
 
@@ -177,6 +180,19 @@ def _read(path: Path, folder: Path) -> RunFolder | None:
         results=None if problem else read_results(results),
         problem=problem,
     )
+
+
+def varied_in_sweep(folder: Path) -> list[str]:
+    """Keys and groups that a run has from a sweep, and not in common with all of its jobs.
+
+    Args:
+        folder: Of the run, which needn't be one of a sweep.
+    """
+    if not (folder.parent / KEPT).is_file():
+        return []
+    shared = read_yaml(folder.parent / KEPT)["hydra"]["overrides"]["task"]
+    own = read_yaml(folder / ".hydra" / "overrides.yaml")
+    return [word.partition("=")[0].lstrip("+") for word in own if word not in shared]
 
 
 def made_by(folder: Path) -> str:
