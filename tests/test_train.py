@@ -309,6 +309,7 @@ def test_a_sweep_gives_each_job_its_folder(
     if plugin is not None:
         engine = pytest.importorskip(plugin, reason=f"the extra with {plugin} is absent")
     jobs = ("-m", *SMALL, f"hydra/launcher={launcher}", "model.head.dropout=0.1,0.6")
+    jobs += ("model.compile=false",)  # which Hydra gives to the jobs as False
     ended = small_run(tmp_path, capsys, monkeypatch, *jobs)
     assert len(ended.left) == 1
     sweep = tmp_path / "outputs" / ended.left[0]

@@ -10,12 +10,16 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from idc_lightning.errors import IDCError
 from idc_lightning.results.predictions import COLUMNS
 
 FAILED = ".failed"
 """A run that failed is renamed so that its folder ends in this, and a number from the second on."""
+
+OVERRIDES = Path(".hydra", "overrides.yaml")
+"""File in a run folder that says what was typed for the run."""
 
 KEPT = "multirun.yaml"
 """File in which Hydra keeps the configuration of a sweep, in its folder."""
@@ -163,7 +167,7 @@ def _read(path: Path, folder: Path) -> RunFolder | None:
     if made_by(path) != "train":
         return None
     hydra: Any = read_yaml(path / ".hydra" / "hydra.yaml")
-    typed: Any = read_yaml(path / ".hydra" / "overrides.yaml")
+    typed: Any = read_yaml(path / OVERRIDES)
     results, reason = path / RESULTS, path / REASON
     problem = ""
     if reason.is_file():
@@ -190,9 +194,11 @@ def varied_in_sweep(folder: Path) -> list[str]:
     """
     if not (folder.parent / KEPT).is_file():
         return []
-    shared = read_yaml(folder.parent / KEPT)["hydra"]["overrides"]["task"]
-    own = read_yaml(folder / ".hydra" / "overrides.yaml")
-    return [word.partition("=")[0].lstrip("+") for word in own if word not in shared]
+    typed = read_yaml(folder.parent / KEPT)["hydra"]["overrides"]["task"]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
+    own = [word.partition("=")[0].lstrip("+") for word in read_yaml(folder / OVERRIDES)]
+    return [key for key in own if key not in shared and not key.startswith("sweep.")]
 
 
 def made_by(folder: Path) -> str:
