@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
 from idc_lightning.checkpoints import last_checkpoint
 from idc_lightning.conf_folder import conf_folder, describe
-from idc_lightning.config import AnyCommand, CommandConfig, Config, read_config
+from idc_lightning.config import AnyCommand, Config, read_config, refuse_idle
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.files import write_text
 from idc_lightning.memory import keep_freed_memory
@@ -250,7 +250,7 @@ def _run_job(
     def run() -> None:
         config = read_config(cfg, schema)
         typed = hydra_config.overrides.task
-        _refuse_idle(config, typed)
+        refuse_idle(config, typed)
         if not sweeps:
             _refuse_sweep(typed)
         if goes_on and isinstance(config, Config) and _make_room(folder, config):
@@ -361,13 +361,6 @@ def fail(error: IDCError, code: int = 1) -> NoReturn:
     sys.stdout.flush()
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
-
-
-def _refuse_idle(config: CommandConfig, overrides: Sequence[str]) -> None:
-    """Stop if a value was typed that nothing would use."""
-    idle = config.idle({override.partition("=")[0].lstrip("+") for override in overrides})
-    if idle is not None:
-        raise IDCError(idle)
 
 
 def _refuse_sweep(overrides: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ that a run uses can be read in ``conf/`` and in the run folder's ``.hydra/config
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -679,6 +679,13 @@ def read_config(cfg: DictConfig, schema: type[AnyCommand]) -> AnyCommand:
         raise IDCError(f"configuration: {error.full_key}: {reason}") from error
     config: AnyCommand = parse(schema, values)
     return config
+
+
+def refuse_idle(config: CommandConfig, overrides: Iterable[str]) -> None:
+    """Raise an IDCError if a value was typed that nothing would use."""
+    idle = config.idle({override.partition("=")[0].lstrip("+") for override in overrides})
+    if idle is not None:
+        raise IDCError(idle)
 
 
 def parse(schema: Any, values: Any, where: str = "") -> Any:  # noqa: ANN401 - unions are no type

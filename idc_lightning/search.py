@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from idc_lightning.conf_folder import describe, groups_of, override
-from idc_lightning.config import Config, SearchConfig, SweepConfig, parse, read_config
+from idc_lightning.config import Config, SearchConfig, SweepConfig, parse, read_config, refuse_idle
 from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
 from idc_lightning.results.run_folders import KEPT
@@ -196,10 +196,7 @@ def _check(job: list[str], engine: Engine) -> None:
         ) from error
     with open_dict(composed):
         composed.pop("hydra", None)
-    keys = {each.key_or_group for each in engine.parse(job)}
-    idle = read_config(composed, Config).idle(keys)
-    if idle is not None:
-        raise IDCError(idle)
+    refuse_idle(read_config(composed, Config), job)
 
 
 def _batches(

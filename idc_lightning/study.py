@@ -78,7 +78,7 @@ def begin_study(
         before = study.user_attrs.get(name)
         if before is None:
             study.set_user_attr(name, value)
-        elif before != json.loads(json.dumps(value)):
+        elif before != value:
             raise IDCError(
                 f"{journal.parent} holds a search of another {name}: {before}, and now {value}"
             )

@@ -6,20 +6,11 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["idc_lightning.train", "torch.utils.tensorboard"])
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Exit code, below 0 that of a signal, and what was printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 def run_script(
@@ -29,7 +20,7 @@ def run_script(
     within: Path,
     environment: Mapping[str, str],
     timeout: float = 240,
-) -> Ended:
+) -> CompletedProcess[str]:
     """Run a file as ``python script words`` would.
 
     Training in several processes fails in it, since torch's threads don't outlive a fork.
@@ -51,7 +42,7 @@ def run_script(
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"{script} {' '.join(words)} took more than {timeout} s")
-        return Ended(process.exitcode, out.read_text(), err.read_text())
+        return CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
 def _run(

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 import yaml
 from filelock import FileLock
 from helpers_command import SMALL, Command
-from helpers_process import Ended, run_script
+from helpers_process import run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from idc_lightning.results.run_folders import read_results
@@ -43,13 +44,15 @@ HEAD = (
 )
 
 
-def run(folder: Path, *words: str, at: int | None = None, by: str = "SIGKILL") -> Ended:
+def run(
+    folder: Path, *words: str, at: int | None = None, by: str = "SIGKILL"
+) -> CompletedProcess[str]:
     """Run idc-train in a process, which a signal meets at a moment."""
     chosen = {} if at is None else {"KILL_AT": str(at), "KILL_BY": by}
     return run_script(KILLED, words, within=folder, environment={**os.environ, **chosen})
 
 
-def moments(ended: Ended) -> int:
+def moments(ended: CompletedProcess[str]) -> int:
     assert ended.returncode == 0, ended.stderr
     return int(ended.stdout.rpartition("moments: ")[2])
 

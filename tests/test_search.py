@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from idc_lightning.conf_folder import override
+from idc_lightning.conf_folder import conf_folder, override
 from idc_lightning.config import SweepConfig
 from idc_lightning.evaluate import main as evaluate
 from idc_lightning.pruning import Pruning
@@ -116,7 +116,7 @@ class Jobs:
         """Search, and return the trials that stand in the study."""
         overrides = [word for word in typed if word.startswith("sweep.")]
         config = composed(*overrides)
-        values = OmegaConf.load(Path("conf/hydra/sweeper/optuna.yaml"))
+        values = OmegaConf.load(conf_folder() / "hydra/sweeper/optuna.yaml")
         values.update({"trials": trials, "startup": 3, **settings})
         hydra = {"sweeper": values, "sweep": {"dir": str(self.folder)}}
         whole = DictConfig({**config, "hydra": hydra})
@@ -139,11 +139,6 @@ class Jobs:
     @property
     def numbers(self) -> list[int]:
         return [number for number, _ in self.run]
-
-
-@pytest.fixture(autouse=True)
-def _in_the_project(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(request.config.rootpath)
 
 
 def test_each_trial_is_the_job_of_its_number(tmp_path: Path) -> None:
@@ -378,7 +373,7 @@ def test_a_job_whose_end_is_known_or_whose_search_is_gone_is_left_alone(
 
 # The command
 
-SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweep.dir=outputs/s", *SMALL[:-1], "report=none")
+SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweep.dir=outputs/s", *SMALL)
 
 
 @pytest.fixture

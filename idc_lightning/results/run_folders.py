@@ -167,18 +167,16 @@ def _read(path: Path, folder: Path) -> RunFolder | None:
     if made_by(path) != "train":
         return None
     hydra: Any = read_yaml(path / ".hydra" / "hydra.yaml")
-    typed: Any = read_yaml(path / OVERRIDES)
     results, reason = path / RESULTS, path / REASON
     problem = ""
     if reason.is_file():
         problem = " ".join(reason.read_text(encoding="utf-8").split())
     elif not results.is_file():
         problem = UNFINISHED
-    pairs = [override.lstrip("+").partition("=") for override in typed]
     return RunFolder(
         path=path,
         name=name,
-        overrides={key: value for key, _, value in pairs},
+        overrides=_overrides(path),
         choices={key: str(value) for key, value in hydra["hydra"]["runtime"]["choices"].items()},
         config=read_yaml(path / ".hydra" / "config.yaml"),
         results=None if problem else read_results(results),
@@ -197,8 +195,13 @@ def varied_in_sweep(folder: Path) -> list[str]:
     typed = read_yaml(folder.parent / KEPT)["hydra"]["overrides"]["task"]
     parsed = OverridesParser.create().parse_overrides(typed)
     shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
-    own = [word.partition("=")[0].lstrip("+") for word in read_yaml(folder / OVERRIDES)]
-    return [key for key in own if key not in shared and not key.startswith("sweep.")]
+    return [key for key in _overrides(folder) if key not in shared and not key.startswith("sweep.")]
+
+
+def _overrides(folder: Path) -> dict[str, str]:
+    """What was typed for a run, by key."""
+    pairs = [word.lstrip("+").partition("=") for word in read_yaml(folder / OVERRIDES)]
+    return {key: value for key, _, value in pairs}
 
 
 def made_by(folder: Path) -> str:
