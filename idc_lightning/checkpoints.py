@@ -22,6 +22,9 @@ from idc_lightning.models.backbone import read_checkpoint
 FOLDER = "checkpoints"
 """Folder of the checkpoints in the run folder."""
 
+PRETRAINING = "pretraining"
+"""Folder in the run folder of a training that came first, laid out in the same way."""
+
 GRACE = 5.0
 """Seconds that the rest of an epoch may take after SIGTERM; Slurm kills after 30 by default."""
 
@@ -29,6 +32,11 @@ GRACE = 5.0
 def last_checkpoint(folder: Path) -> Path:
     """Where the state lies from which the run of a folder can go on, if there is one."""
     return folder / FOLDER / "last.ckpt"
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the run of a folder, or the pretraining that comes first, can be gone on with."""
+    return any(last_checkpoint(place).is_file() for place in (folder, folder / PRETRAINING))
 
 
 def first_step(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import lightning
 import torch
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from idc_lightning import ranks
-from idc_lightning.config import AnyOptimizer, AnyScheduler, CosineConfig, ModelConfig, parse
+from idc_lightning.config import (
+    AnyOptimizer,
+    AnyScheduler,
+    ModelConfig,
+    parse,
+    with_highest_rate,
+)
 from idc_lightning.data.batches import Batch, split_block
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import NO_CELL, NO_LABEL
@@ -58,6 +64,8 @@ class IDCClassifier(lightning.LightningModule):
 
     Attributes:
         gradient_clip: Largest norm of the gradient in `learn_in_blocks`; None doesn't limit it.
+        start: Weights with which the network begins, in place of ``model.weights``; to be set
+            before training.
         outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
             float32 [n, 2] of the patches, in the order in which they were seen, on the CPU.
 
@@ -96,6 +104,7 @@ class IDCClassifier(lightning.LightningModule):
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self.gradient_clip: float | None = None
+        self.start: Mapping[str, Tensor] | None = None
 
     def _fixed_class_weights(self) -> Tensor:
         """The weights of the loss as far as they don't depend on the data."""
@@ -105,28 +114,12 @@ class IDCClassifier(lightning.LightningModule):
     def set_rates(self, base_lr: float, max_lr: float) -> None:
         """Take the learning rates of a range test; the optimizers must be made after that.
 
-        A cyclic scheduler takes both, that of one cycle the highest; with any other one the
-        highest becomes the optimizer's.
-
         Raises:
-            IDCError: If they aren't allowed, or not above the last rate of a cosine.
+            IDCError: If they aren't above the last rate of a cosine.
         """
-        scheduler, optimizer = self.scheduler_config, self.optimizer_config
-        if isinstance(scheduler, CosineConfig) and scheduler.min_lr >= max_lr:
-            raise IDCError(
-                f"scheduler.min_lr={scheduler.min_lr:g} isn't below the rate {max_lr:.3g} that is "
-                "proposed to start from: lower it"
-            )
-        changes = {
-            "cyclic": {"base_lr": base_lr, "max_lr": max_lr},
-            "onecycle": {"max_lr": max_lr},
-        }.get(scheduler.name)
-        if changes is None:
-            values = {**optimizer.model_dump(), "lr": max_lr}
-            self.optimizer_config = parse(AnyOptimizer, values, "optimizer")
-        else:
-            values = {**scheduler.model_dump(), **changes}
-            self.scheduler_config = parse(AnyScheduler, values, "scheduler")
+        self.optimizer_config, self.scheduler_config = with_highest_rate(
+            self.optimizer_config, self.scheduler_config, max_lr, base_lr
+        )
         self.hparams.update(
             optimizer=self.optimizer_config.model_dump(mode="json"),
             scheduler=self.scheduler_config.model_dump(mode="json"),
@@ -174,7 +167,10 @@ class IDCClassifier(lightning.LightningModule):
     def _begin(self) -> None:
         """What a training from the start needs."""
         config = self.model_config
-        load_pretrained(self.network.backbone, config.backbone, config.weights)
+        if self.start is None:
+            load_pretrained(self.network.backbone, config.backbone, config.weights)
+        else:
+            self.network.load_state_dict(self.start)
         if config.loss.class_weights == "balanced":
             self.class_weights = balanced_weights(self.data.class_counts()).to(self.device)
         if config.freeze_backbone and config.frozen_batchnorm == "adapt":
@@ -209,20 +205,30 @@ class IDCClassifier(lightning.LightningModule):
             cells, logits, labels = (part.to(self.device) for part in checkpoint["seen"])
             self._seen["train"] = [(cells, logits, labels)]
 
-    def forward(self, image: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> Tensor:
         """Logits of images, or of the features that a frozen backbone gave of them.
 
         Args:
-            image: Float [B, 3, 50g, 50g] in 0 to 1.
-            features: Float32 [B, g, g, F], in place of images.
+            image: Float [B, 3, 50h, 50w] in 0 to 1.
+            features: Float32 [B, h, w, F], in place of images.
+            cell: Which cells are judged, int64 [B, h, w]: those that aren't -1.
 
         Returns:
-            Float32 [B, g, g, 2].
+            Float32 [B, h, w, 2], or [n, 2] of the cells that are judged.
         """
-        if features is not None:
-            return self.network.classify(features)
-        logits: Tensor = self.network(image)
-        return logits
+        if features is None:
+            if image is None:
+                raise ValueError("neither images nor features were given")
+            features = self.network.features(image)
+        if cell is not None:
+            # The others would change the statistics of the head's BatchNorm.
+            features = features[cell != NO_CELL]
+        return self.network.classify(features)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | BlockOutput:
         """Loss of a batch of train; of a block, whose steps are taken here, what each of them gave.
@@ -236,7 +242,7 @@ class IDCClassifier(lightning.LightningModule):
             self.log("train/loss", output["loss"], prog_bar=True, logger=False, batch_size=size)
             return output
         seed_draws(self.device, self.data.seed, self.global_step, self.global_rank)
-        loss = self._step(batch, batch_idx, "train")
+        loss = self.train_loss(*self._step(batch, batch_idx, "train"))
         # A GPU has to be waited for; a loss that isn't finite stays so until the next look.
         waits = loss.device.type != "cpu"
         if not waits or self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -267,7 +273,7 @@ class IDCClassifier(lightning.LightningModule):
             for number, part in enumerate(split_block(batch, self.data.batch_size)):
                 step = self.global_step + number
                 seed_draws(self.device, self.data.seed, step, self.global_rank)
-                loss = self._step(part, batch_idx + number, "train")
+                loss = self.train_loss(*self._step(part, batch_idx + number, "train"))
                 rates.append(float(optimizer.param_groups[0]["lr"]))
                 self.descend(optimizer, loss)
                 if scheduler is not None:
@@ -313,15 +319,14 @@ class IDCClassifier(lightning.LightningModule):
         """Keep the logits of a batch of test."""
         self._step(batch, batch_idx, "test")
 
-    def _step(self, batch: Batch, batch_idx: int, stage: str) -> Tensor:
-        """The loss of a batch, whose logits are kept for the metrics of the epoch."""
+    def _step(self, batch: Batch, batch_idx: int, stage: str) -> tuple[Tensor, Tensor]:
+        """Logits and labels of a batch, kept for the metrics of the epoch."""
         if batch_idx == 0:  # an interrupted epoch may have left some
             self._seen[stage] = []
         logits = self(**inputs_of(batch)).flatten(0, -2)
-        labels = batch["label"].flatten()
-        seen = self._seen.setdefault(stage, [])
-        seen.append((batch["cell"].flatten(), logits.detach(), labels))
-        return self.train_loss(logits, labels) if stage == "train" else self.loss(logits, labels)
+        cells, labels = judged_cells(batch)
+        self._seen.setdefault(stage, []).append((cells, logits.detach(), labels))
+        return logits, labels
 
     def train_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch that processes share, such that its mean over them is the batch's.
@@ -397,8 +402,7 @@ class IDCClassifier(lightning.LightningModule):
             # The best epoch is judged once more after training; its curves hold it already.
             logger=self.trainer.state.fn != TrainerFn.VALIDATING,
         )
-        present = cells != NO_CELL
-        self.outputs[stage] = (cells[present].cpu(), logits[present].cpu())
+        self.outputs[stage] = (cells.cpu(), logits.cpu())
 
     def _of_all(self, seen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Cells, logits and labels of the batches of all processes, in the order of one."""
@@ -442,9 +446,24 @@ def _joined(seen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """What a classifier takes of a batch: its images, or features in their place."""
-    if "features" in batch:
-        return {"features": batch["features"]}
-    return {"image": batch["image"]}
+    key: Literal["features", "image"] = "features" if "features" in batch else "image"
+    inputs: dict[str, Tensor] = {key: batch[key]}
+    if not _single(batch):
+        inputs["cell"] = batch["cell"]
+    return inputs
+
+
+def judged_cells(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Row numbers and labels of the patches that a batch judges, int64 [n] each."""
+    if _single(batch):
+        return batch["cell"].flatten(), batch["label"].flatten()
+    judged = batch["cell"] != NO_CELL
+    return batch["cell"][judged], batch["label"][judged]
+
+
+def _single(batch: Batch) -> bool:
+    """Whether each crop is a patch, of which none is missing; a GPU needn't look for them."""
+    return batch["cell"].shape[1:] == (1, 1)
 
 
 def write_decision(checkpoint: Path, decision: Decision) -> None:

@@ -33,6 +33,7 @@ NotNegative = Annotated[Finite, Field(ge=0)]
 Share = Annotated[Finite, Field(gt=0, lt=1)]
 Probability = Annotated[Finite, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+BatchSize = Annotated[int, Field(ge=2, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 # YAML takes a bare on and off for true and false.
 Switch = BeforeValidator(lambda v: {True: "on", False: "off"}[v] if type(v) is bool else v)
@@ -109,13 +110,24 @@ class DataConfig(Section):
     on_conflict: Literal["error", "drop"]
     sample: Count | None
     microns_per_pixel: Positive
-    batch_size: Annotated[int, Field(ge=2, strict=True)]
+    crop: Annotated[int, Field(ge=1, le=64, strict=True)]
+    window: Count
+    margin: Annotated[int, Field(ge=0, strict=True)]
+    batch_size: BatchSize
     eval_batch_size: Count
     drop_last: bool
     workers: Annotated[int, Field(ge=0, strict=True)]
     device_resident: Annotated[Literal["auto", "on", "off"], Switch]
     features: Annotated[Literal["auto", "off"], Switch]
     augment: AugmentConfig
+
+    @model_validator(mode="after")
+    def _window_judges(self) -> "DataConfig":
+        if self.window <= 2 * self.margin:
+            raise ValueError(
+                f"window={self.window} leaves nothing to judge within a margin of {self.margin}"
+            )
+        return self
 
 
 class DemoDataConfig(DataConfig):
@@ -214,6 +226,22 @@ class ModelConfig(Section):
     compile: bool
     head: HeadConfig
     loss: LossConfig
+
+
+class NoPretrainingConfig(Section):
+    """The net begins with ``model.weights``."""
+
+    name: Literal["none"]
+
+
+class PatchPretrainingConfig(Section):
+    """The net learns on single patches before it learns on crops."""
+
+    name: Literal["patches"]
+    run: Place | None
+    epochs: Count
+    batch_size: BatchSize
+    max_lr: Positive
 
 
 class SGDConfig(Section):
@@ -436,6 +464,9 @@ AnySplit = Annotated[
     | FileSplitConfig,
     Field(discriminator="name"),
 ]
+AnyPretraining = Annotated[
+    NoPretrainingConfig | PatchPretrainingConfig, Field(discriminator="name")
+]
 AnyOptimizer = Annotated[SGDConfig | AdamWConfig, Field(discriminator="name")]
 AnyScheduler = Annotated[
     CyclicConfig | OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")
@@ -478,6 +509,7 @@ class Config(CommandConfig):
     data: AnyData
     split: AnySplit
     model: ModelConfig
+    pretraining: AnyPretraining
     optimizer: AnyOptimizer
     scheduler: AnyScheduler
     trainer: TrainerConfig
@@ -493,7 +525,33 @@ class Config(CommandConfig):
     def learns_on_features(self) -> bool:
         """Whether the head is trained on cached features of a frozen backbone."""
         frozen = self.model.freeze_backbone and self.data.features == "auto"
-        return frozen and self.data.augment.is_finite
+        return frozen and self.data.augment.is_finite and self.data.crop == 1
+
+    @model_validator(mode="after")
+    def _crops_follow(self) -> "Config":
+        if self.pretraining.name != "none" and self.data.crop == 1:
+            raise ValueError(
+                f"pretraining={self.pretraining.name} comes before training on crops: add "
+                "data.crop=8, or take pretraining=none"
+            )
+        return self
+
+    def of_pretraining(self, pretraining: PatchPretrainingConfig) -> "Config":
+        """The configuration of the training that comes first, of the same net."""
+        data = {"crop": 1, "batch_size": pretraining.batch_size}
+        callbacks = {"lr_range_test": None, "early_stopping": None}
+        optimizer, scheduler = with_highest_rate(self.optimizer, self.scheduler, pretraining.max_lr)
+        return self.model_copy(
+            update={
+                "pretraining": NoPretrainingConfig(name="none"),
+                "data": self.data.model_copy(update=data),
+                "optimizer": optimizer,
+                "scheduler": scheduler,
+                "trainer": self.trainer.model_copy(update={"epochs": pretraining.epochs}),
+                "callbacks": self.callbacks.model_copy(update=callbacks),
+                "sweep": self.sweep.model_copy(update={"study": None, "trial": None}),
+            }
+        )
 
     def idle(self, typed: AbstractSet[str]) -> str | None:
         """As `CommandConfig.idle`."""
@@ -501,6 +559,7 @@ class Config(CommandConfig):
             self._idle_rate(typed)
             or self._idle_search(typed)
             or self._idle_features(typed)
+            or self._idle_crops(typed)
             or _idle_sensitivity(self.results.threshold, typed)
         )
 
@@ -523,6 +582,24 @@ class Config(CommandConfig):
                 "data.device_resident has no effect, since the head learns on features of the "
                 "frozen backbone, not on images: leave it out, or add data.features=off"
             )
+        return None
+
+    def _idle_crops(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a value of crops without them, or of a pretraining that isn't done."""
+        if self.data.crop == 1:
+            idle = sorted(typed & {"data.window", "data.margin"})
+            return f"{idle[0]} has no effect on single patches: add data.crop=8" if idle else None
+        if "data.eval_batch_size" in typed:
+            return (
+                "data.eval_batch_size has no effect, since dev and test are taken by whole slides: "
+                "give data.window"
+            )
+        pretraining = self.pretraining
+        if isinstance(pretraining, PatchPretrainingConfig) and pretraining.run is not None:
+            own = {f"pretraining.{name}" for name in ("epochs", "batch_size", "max_lr")}
+            idle = sorted(typed & own)
+            if idle:
+                return f"{idle[0]} has no effect, since pretraining.run={pretraining.run} is taken"
         return None
 
     def _idle_rate(self, typed: AbstractSet[str]) -> str | None:
@@ -562,6 +639,35 @@ class Config(CommandConfig):
         if self.scheduler.name not in BOUND:
             del values["trainer"]["epochs"]
         return _hash(values)
+
+
+def with_highest_rate(
+    optimizer: AnyOptimizer, scheduler: AnyScheduler, max_lr: float, base_lr: float | None = None
+) -> tuple[AnyOptimizer, AnyScheduler]:
+    """Optimizer and scheduler with another highest rate.
+
+    A cyclic scheduler and that of one cycle set the rate; with any other it is the optimizer's.
+
+    Args:
+        optimizer: Whose rate may change.
+        scheduler: Likewise.
+        max_lr: The highest rate.
+        base_lr: The lowest rate of a cyclic scheduler; None keeps its own, if that isn't above.
+
+    Raises:
+        IDCError: If a rate isn't above the one that it falls to.
+    """
+    if isinstance(scheduler, CosineConfig) and scheduler.min_lr >= max_lr:
+        raise IDCError(
+            f"scheduler.min_lr={scheduler.min_lr:g} isn't below the rate {max_lr:.3g} that it "
+            "starts from: lower it"
+        )
+    rates: dict[str, float] = {"max_lr": max_lr}
+    if isinstance(scheduler, CyclicConfig):
+        rates["base_lr"] = min(scheduler.base_lr, max_lr) if base_lr is None else base_lr
+    if isinstance(scheduler, CyclicConfig | OneCycleConfig):
+        return optimizer, parse(AnyScheduler, {**dict(scheduler), **rates}, "scheduler")
+    return parse(AnyOptimizer, {**dict(optimizer), "lr": max_lr}, "optimizer"), scheduler
 
 
 def _hash(values: Mapping[str, Any]) -> str:

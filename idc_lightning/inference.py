@@ -10,6 +10,8 @@ from torch import Tensor
 from idc_lightning.config import HardwareConfig
 from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch, Crops, loader
+from idc_lightning.data.crops import judging_cut
+from idc_lightning.data.grid import NO_CELL
 from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
 from idc_lightning.progress import watched
@@ -37,20 +39,19 @@ def predict_logits(
     accelerator = resolve_accelerator(hardware)
     device = torch.device("cuda" if accelerator == "gpu" else "cpu")
     dtype = MIXED.get(precision_of(run, hardware, accelerator))
+    crops = Crops(store, judging_cut(run.data, store.table, rows))
+    size = run.data.eval_batch_size if run.data.crop == 1 else 1
     batches: Iterable[Batch] = loader(
-        Crops(store, rows.reshape(-1, 1, 1)),
-        batch_size=run.data.eval_batch_size,
-        workers=0,
-        pin_memory=device.type == "cuda",
+        crops, batch_size=size, workers=0, pin_memory=device.type == "cuda"
     )
     classifier = run.classifier.to(device)
-    number = -(-len(rows) // run.data.eval_batch_size)
-    found = []
+    found = torch.zeros(len(store.table), 2)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for batch in watched(batches, "predicting", total=number):
+        for batch in watched(batches, "predicting", total=-(-len(crops) // size)):
             image = as_float(batch["image"].to(device, non_blocking=True))
-            found.append(classifier(image).flatten(0, -2).cpu())
-    logits = torch.cat(found)
+            cell = batch["cell"]
+            found[cell[cell != NO_CELL]] = classifier(image, cell=cell.to(device)).cpu()
+    logits = found[torch.from_numpy(rows)]
     if not bool(torch.isfinite(logits).all()):
         raise IDCError(f"logits are not finite: the weights in {run.checkpoint} can't be used")
     return logits

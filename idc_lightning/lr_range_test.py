@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from idc_lightning.classifier import IDCClassifier, inputs_of
+from idc_lightning.classifier import IDCClassifier, inputs_of, judged_cells
 from idc_lightning.config import LRRangeTestConfig
 from idc_lightning.data.batches import Batch, split_block
 from idc_lightning.figures.learning_rate import draw_range_test
@@ -220,7 +220,7 @@ def _step(trainer: lightning.Trainer, module: IDCClassifier, batch: Batch, rate:
 
     def forward() -> Tensor:
         logits = network(**inputs_of(batch)).flatten(0, -2)
-        return module.train_loss(logits, batch["label"].flatten())
+        return module.train_loss(logits, judged_cells(batch)[1])
 
     def closure() -> Tensor:
         optimizer.zero_grad()

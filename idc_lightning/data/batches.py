@@ -1,29 +1,30 @@
 """From the store to batches: which patches, in which order, gathered whole."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from idc_lightning import ranks
+from idc_lightning.data.crops import Cut
 from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH, assemble
 from idc_lightning.data.store import Store
 
 
 class Batch(TypedDict):
-    """A batch of B crops of g x g cells (a single patch is g = 1).
+    """A batch of B crops of h x w cells (a single patch is 1 x 1).
 
     Attributes:
-        image: Uint8 [B, 3, 50g, 50g] from the loader; float32 in 0 to 1 on the device. Absent where
+        image: Uint8 [B, 3, 50h, 50w] from the loader; float32 in 0 to 1 on the device. Absent where
             features take its place, and from the loader where the pixels lie on the device.
-        features: Float32 [B, g, g, F] of a frozen backbone, added on the device.
-        label: Int64 [B, g, g]; 0 healthy, 1 IDC, -1 no patch there.
-        cell: Int64 [B, g, g], row numbers in the store's table; -1 no patch there.
+        features: Float32 [B, h, w, F] of a frozen backbone, added on the device.
+        shown: Int64 [B, h, w], row numbers in the store's table; -1 no patch there.
+        cell: The same of those that are judged; others are only seen.
+        label: Int64 [B, h, w]; 0 healthy, 1 IDC, -1 where ``cell`` is -1.
         patient_id: B names.
         x: Int64 [B], column of the crop's upper left cell in pixels, from 1.
         y: Int64 [B], row of the crop's upper left cell in pixels, from 1.
@@ -31,8 +32,9 @@ class Batch(TypedDict):
 
     image: NotRequired[Tensor]
     features: NotRequired[Tensor]
-    label: Tensor
+    shown: Tensor
     cell: Tensor
+    label: Tensor
     patient_id: list[str]
     x: Tensor
     y: Tensor
@@ -43,12 +45,12 @@ class Crops(Dataset[Batch]):
 
     Args:
         store: Pixels and table.
-        cells: Row numbers in the store's table, int64 [N, g, g], -1 where there is no patch.
+        cut: Which patches each of them holds.
         images: Whether batches hold the pixels, or only say which patches they are.
     """
 
-    def __init__(self, store: Store, cells: npt.NDArray[np.int64], *, images: bool = True) -> None:
-        self.cells = torch.from_numpy(cells)
+    def __init__(self, store: Store, cut: Cut, *, images: bool = True) -> None:
+        self.cut = cut
         self.store = store
         self.images = images
         self.labels = torch.from_numpy(store.table["target"].to_numpy(dtype=np.int64, copy=True))
@@ -57,7 +59,7 @@ class Crops(Dataset[Batch]):
         self.patient_ids = store.table["patient_id"].to_numpy(dtype=object)
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return len(self.cut)
 
     def __getitem__(self, number: int) -> Batch:
         """A batch of one crop."""
@@ -65,29 +67,29 @@ class Crops(Dataset[Batch]):
 
     def __getitems__(self, numbers: list[int]) -> Batch:
         """A batch of the crops with these numbers, gathered whole."""
-        cell = self.cells[numbers]
-        present = cell != NO_CELL
+        shown, cell = map(torch.from_numpy, self.cut.cells(numbers))
         # The largest row number of a crop is that of a patch, even where others are missing.
-        row, place = cell.flatten(1).max(dim=1)
-        across = cell.shape[2]
+        row, place = shown.flatten(1).max(dim=1)
+        across = shown.shape[2]
         batch: Batch = {
-            "label": self.labels[cell].masked_fill(~present, NO_LABEL),
+            "shown": shown,
             "cell": cell,
+            "label": self.labels[cell].masked_fill(cell == NO_CELL, NO_LABEL),
             "patient_id": self.patient_ids[row.numpy()].tolist(),
             "x": self.x[row] - PATCH * (place % across),
             "y": self.y[row] - PATCH * (place // across),
         }
         if self.images:
-            batch["image"] = assemble(gather(self.store, cell))
+            batch["image"] = assemble(gather(self.store, shown))
         return batch
 
 
 def gather(store: Store, cell: Tensor) -> Tensor:
-    """Pixels of crops, uint8 [B, g, g, 50, 50, 3], white where there is no patch.
+    """Pixels of crops, uint8 [B, h, w, 50, 50, 3], white where there is no patch.
 
     Args:
         store: Pixels and table.
-        cell: Row numbers in the store's table, int64 [B, g, g]; -1 where there is no patch.
+        cell: Row numbers in the store's table, int64 [B, h, w]; -1 where there is no patch.
     """
     pixels = torch.from_numpy(store.read(cell.numpy()))
     pixels[cell == NO_CELL] = WHITE
@@ -98,7 +100,7 @@ class ShuffledSampler(Sampler[int]):
     """An order of the crops that depends on seed and epoch alone.
 
     Args:
-        length: Number of crops.
+        cut: The crops.
         seed: Seed of the run.
         taken: Number of crops that an epoch takes, at most all.
         begin: The first epoch, and how many of its crops are left out, as a run needs it that is
@@ -106,10 +108,8 @@ class ShuffledSampler(Sampler[int]):
             told of the epoch.
     """
 
-    def __init__(
-        self, length: int, seed: int, *, taken: int, begin: tuple[int, int] = (0, 0)
-    ) -> None:
-        self.length = length
+    def __init__(self, cut: Cut, seed: int, *, taken: int, begin: tuple[int, int] = (0, 0)) -> None:
+        self.cut = cut
         self.seed = seed
         self.taken = taken
         self.epoch, self.left_out = begin
@@ -123,7 +123,7 @@ class ShuffledSampler(Sampler[int]):
         return self.taken
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = self.cut.order(np.random.default_rng([self.seed, self.epoch]))
         left_out = self.left_out if self.epoch == self.first_epoch else 0
         return iter(order[left_out : self.taken].tolist())
 
@@ -171,6 +171,7 @@ def loader(
     drop_last: bool = False,
     block: int = 1,
     begin: tuple[int, int] = (0, 0),
+    numbers: Sequence[int] | None = None,
 ) -> DataLoader[Batch]:
     """Load batches in order, or shuffled anew in each epoch.
 
@@ -183,13 +184,15 @@ def loader(
         drop_last: Whether an incomplete last batch of a shuffled order is left out.
         block: Batches that are fetched together, to be told apart by whoever takes them.
         begin: Of a shuffled order, as in `ShuffledSampler`.
+        numbers: Of the crops that are loaded in order; None loads all.
     """
     left_out = len(crops) % batch_size if drop_last else 0
-    sampler: Sampler[int] = (
-        SequentialSampler(crops)
-        if shuffle_seed is None
-        else ShuffledSampler(len(crops), shuffle_seed, taken=len(crops) - left_out, begin=begin)
-    )
+    sampler: Sampler[int] | Sequence[int]
+    if shuffle_seed is None:
+        sampler = range(len(crops)) if numbers is None else numbers
+    else:
+        taken = len(crops) - left_out
+        sampler = ShuffledSampler(crops.cut, shuffle_seed, taken=taken, begin=begin)
     kind = BatchSampler if shuffle_seed is None else BatchShare
     return DataLoader(
         crops,

@@ -21,6 +21,7 @@ from idc_lightning import ranks
 from idc_lightning.config import AnyData, AnySplit
 from idc_lightning.data.augment import as_float, augment, draw_views
 from idc_lightning.data.batches import Batch, Crops, gather, loader
+from idc_lightning.data.crops import Cut, judging_cut, training_cut
 from idc_lightning.data.features import Features
 from idc_lightning.data.grid import CLASSES, assemble
 from idc_lightning.data.index import Index, read_index
@@ -90,6 +91,7 @@ class IDCDataModule(lightning.LightningDataModule):
         self.features: Features | None = None
         self._pixels: Tensor | None = None
         self._places: Tensor | None = None
+        self._train: Cut | None = None
         self._begin = (0, 0)
         self._source: Source | None = None
         self._done = ready
@@ -195,7 +197,7 @@ class IDCDataModule(lightning.LightningDataModule):
             IDCError: If train has less than a batch.
         """
         return loader(
-            self._crops(self.rows("train")),
+            self._crops(self._training()),
             batch_size=self.batch_size,
             workers=self.data.workers,
             pin_memory=self._pinned(),
@@ -216,21 +218,28 @@ class IDCDataModule(lightning.LightningDataModule):
         Raises:
             IDCError: If train has less than a batch.
         """
-        full, rest = divmod(len(self.rows("train")), self.data.batch_size)
+        full, rest = divmod(len(self._training()), self.data.batch_size)
         return full if self._drops_last() else full + (rest > 0)
 
+    def _training(self) -> Cut:
+        """The crops of train."""
+        if self._train is None:
+            self._train = training_cut(self.data, self.table, self.rows("train"))
+        return self._train
+
     def _drops_last(self) -> bool:
-        size, count = self.data.batch_size, len(self.rows("train"))
+        size, count = self.data.batch_size, len(self._training())
+        what = "patches" if self.data.crop == 1 else "crops"
         least = 2 * ranks.world()  # BatchNorm can't be trained on a batch of one
         if size < least:
             raise IDCError(
-                f"data.batch_size={size} is less than 2 patches for each of {ranks.world()} "
+                f"data.batch_size={size} is less than 2 {what} for each of {ranks.world()} "
                 f"processes: take {least} or more, or lower trainer.devices"
             )
         drops = self.data.drop_last or 0 < count % size < least
         if drops and count < size:
             raise IDCError(
-                f"train has {count} patches, less than a batch: set data.batch_size to {count} or "
+                f"train has {count} {what}, less than a batch: set data.batch_size to {count} or "
                 "less"
             )
         return drops
@@ -257,11 +266,14 @@ class IDCDataModule(lightning.LightningDataModule):
                 f"{split} has {len(rows)} patches, less than one for each of {ranks.world()} "
                 f"processes: take trainer.devices={len(rows)}"
             )
+        cut = judging_cut(self.data, self.table, rows)
+        own = range(ranks.rank(), len(cut), ranks.world())
         return loader(
-            self._crops(rows[ranks.rank() :: ranks.world()]),
-            batch_size=self.data.eval_batch_size,
+            self._crops(cut),
+            batch_size=self.data.eval_batch_size if self.data.crop == 1 else 1,
             workers=self.data.workers,
             pin_memory=self._pinned(),
+            numbers=own or [~0],  # one that judges none, since each process has to take part
         )
 
     def train_images(self, device: torch.device) -> Iterator[Tensor]:
@@ -278,11 +290,11 @@ class IDCDataModule(lightning.LightningDataModule):
             cell = torch.from_numpy(part)
             yield as_float(assemble(gather(self.store, cell.reshape(-1, 1, 1))).to(device))
 
-    def _crops(self, rows: np.ndarray) -> Crops:
+    def _crops(self, cut: Cut) -> Crops:
         if not self.on_features and self._pixels is None:
             self._pixels = resident_pixels(self.store, self._device(), self.data.device_resident)
         images = not self.on_features and self._pixels is None
-        return Crops(self.store, rows.reshape(-1, 1, 1), images=images)
+        return Crops(self.store, cut, images=images)
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
@@ -313,7 +325,7 @@ class IDCDataModule(lightning.LightningDataModule):
                     self.data.augment, cell, number=number, seed=self.seed, epoch=epoch
                 )
             return {**batch, "features": self._features_of(cell, views)}
-        image = batch["image"] if self._pixels is None else assemble(self._pixels[cell])
+        image = batch["image"] if self._pixels is None else assemble(self._pixels[batch["shown"]])
         if training:
             number = self._numbers(cell)
             image, label, cell = augment(

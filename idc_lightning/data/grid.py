@@ -105,11 +105,11 @@ def assemble(pixels: Tensor) -> Tensor:
     """Put the cells of crops side by side.
 
     Args:
-        pixels: Cells [B, g, g, 50, 50, 3]: crop, row and column of the cell, row and column of the
+        pixels: Cells [B, h, w, 50, 50, 3]: crop, row and column of the cell, row and column of the
             pixel, colour.
 
     Returns:
-        Images [B, 3, 50g, 50g] of the same dtype.
+        Images [B, 3, 50h, 50w] of the same dtype.
     """
     batch, rows, columns, height, width, channels = pixels.shape
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * height, columns * width)

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from idc_lightning.config import HeadConfig
 from idc_lightning.data.grid import PATCH
@@ -81,6 +80,7 @@ class PatchNetwork(nn.Module):
 
     Attributes:
         width: Number of features of a cell, F.
+        raster: Where in an image the backbone's features lie.
 
     Raises:
         IDCError: If the backbone isn't known.
@@ -91,7 +91,7 @@ class PatchNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = Normalize()
-        self.backbone, self.width = build_backbone(backbone)
+        self.backbone, self.width, self.raster = build_backbone(backbone)
         self.head = Head(self.width, classes, head)
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
@@ -110,38 +110,38 @@ class PatchNetwork(nn.Module):
         """Features of each cell.
 
         Args:
-            image: Float [B, 3, 50g, 50g] in 0 to 1.
+            image: Float [B, 3, 50h, 50w] in 0 to 1.
 
         Returns:
-            Float32 [B, g, g, F].
+            Float32 [B, h, w, F].
         """
         return self.pooled(image).permute(0, 2, 3, 1).float()
 
     def pooled(self, image: Tensor) -> Tensor:
-        """Features as the backbone gives them, in whatever precision, float [B, F, g, g].
+        """Features as the backbone gives them, in whatever precision, float [B, F, h, w].
 
         Args:
-            image: Float [B, 3, 50g, 50g] in 0 to 1.
+            image: Float [B, 3, 50h, 50w] in 0 to 1.
         """
-        grid = image.shape[-1] // PATCH
+        rows, columns = (size // PATCH for size in image.shape[-2:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             image = self.normalize(image).contiguous(memory_format=torch.channels_last)
             maps = self.backbone(image)
             # The mean, unlike adaptive pooling, is deterministic on GPUs.
-            if grid == 1:
+            if rows == columns == 1:
                 pooled: Tensor = maps.mean(dim=(2, 3), keepdim=True)
             else:
-                pooled = adaptive_avg_pool2d(maps, grid)
+                pooled = self.raster.pool(maps, rows, columns)
         return pooled
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of each cell.
 
         Args:
-            image: Float [B, 3, 50g, 50g] in 0 to 1.
+            image: Float [B, 3, 50h, 50w] in 0 to 1.
 
         Returns:
-            Float32 [B, g, g, K].
+            Float32 [B, h, w, K].
         """
         return self.classify(self.features(image))
 
