@@ -39,6 +39,16 @@ def has_begun(folder: Path) -> bool:
     return any(last_checkpoint(place).is_file() for place in (folder, folder / PRETRAINING))
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run, or its pretraining, has begun in a folder, even if it has saved nothing."""
+    return any((folder / name).exists() for name in (FOLDER, PRETRAINING))
+
+
+def has_learned(folder: Path) -> bool:
+    """Whether there is a checkpoint of the run of a folder, or of its pretraining."""
+    return any(any((place / FOLDER).glob("*.ckpt")) for place in (folder, folder / PRETRAINING))
+
+
 def first_step(folder: Path) -> int:
     """The first step that the run of a folder has to take, 0 if it has no checkpoint.
 

@@ -29,8 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
-from idc_lightning.checkpoints import last_checkpoint
+from idc_lightning.checkpoints import has_begun, has_learned, holds_run
 from idc_lightning.conf_folder import conf_folder, describe
 from idc_lightning.config import AnyCommand, Config, read_config, refuse_idle
 from idc_lightning.errors import IDCError, listed
@@ -243,7 +242,7 @@ def _run_job(
     goes_on = sweeps and resumes(cfg)
     if goes_on and (folder / RESULTS).is_file():
         return job_value(folder, cfg)
-    if not goes_on and (folder / CHECKPOINTS).exists():
+    if not goes_on and holds_run(folder):
         fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
     locks: list[FileLock] = []
 
@@ -296,7 +295,7 @@ def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool
         SystemExit,
     ) as left:  # the latter is Lightning's answer to the former
         code = CODE if isinstance(left, Terminated) else 1
-        if not last_checkpoint(folder).is_file():
+        if not has_begun(folder):
             aside("interrupted")
             fail(IDCError("interrupted"), code)
         how = "start the sweep again with sweep.resume=true" if sweeps else f"{WORD}{folder}"
@@ -381,8 +380,7 @@ def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> Path | None:
     Returns:
         Where it is now; None if it was removed.
     """
-    learned = any((folder / CHECKPOINTS).glob("*.ckpt"))
-    if not keep and not learned and not (folder / RESULTS).exists():
+    if not keep and not has_learned(folder) and not (folder / RESULTS).exists():
         shutil.rmtree(folder, ignore_errors=True)
         return None
     write_text(folder / REASON, f"{reason}\n")
@@ -398,7 +396,7 @@ def _make_room(folder: Path, config: Config) -> bool:
     Returns:
         Whether the folder is another one now.
     """
-    goes_on = last_checkpoint(folder).is_file() and obstacle(config, folder) is None
+    goes_on = has_begun(folder) and obstacle(config, folder) is None
     if goes_on or all(path.name == ".hydra" for path in folder.iterdir()):
         return False
     killed = _set_aside(folder, "killed before its end", keep=True)

@@ -122,7 +122,12 @@ class DataConfig(Section):
     augment: AugmentConfig
 
     @model_validator(mode="after")
-    def _window_judges(self) -> "DataConfig":
+    def _crops_fit(self) -> "DataConfig":
+        if self.batch_size < self.crop**2:
+            raise ValueError(
+                f"batch_size={self.batch_size} holds no crop of {self.crop}x{self.crop} patches: "
+                f"take {self.crop**2} or more"
+            )
         if self.window <= 2 * self.margin:
             raise ValueError(
                 f"window={self.window} leaves nothing to judge within a margin of {self.margin}"
@@ -216,6 +221,13 @@ class LossConfig(Section):
     label_smoothing: Probability
 
 
+class ContextConfig(Section):
+    """How a patch takes note of its neighbours beside the crop that it is seen in."""
+
+    name: Literal["none", "smooth"]
+    bandwidth: Literal["auto"] | Annotated[Positive, Field(le=16)]
+
+
 class ModelConfig(Section):
     """Backbone, head and loss."""
 
@@ -225,6 +237,7 @@ class ModelConfig(Section):
     frozen_batchnorm: Literal["imagenet", "adapt"]
     compile: bool
     head: HeadConfig
+    context: ContextConfig
     loss: LossConfig
 
 
@@ -527,15 +540,6 @@ class Config(CommandConfig):
         frozen = self.model.freeze_backbone and self.data.features == "auto"
         return frozen and self.data.augment.is_finite and self.data.crop == 1
 
-    @model_validator(mode="after")
-    def _crops_follow(self) -> "Config":
-        if self.pretraining.name != "none" and self.data.crop == 1:
-            raise ValueError(
-                f"pretraining={self.pretraining.name} comes before training on crops: add "
-                "data.crop=8, or take pretraining=none"
-            )
-        return self
-
     def of_pretraining(self, pretraining: PatchPretrainingConfig) -> "Config":
         """The configuration of the training that comes first, of the same net."""
         data = {"crop": 1, "batch_size": pretraining.batch_size}
@@ -559,7 +563,7 @@ class Config(CommandConfig):
             self._idle_rate(typed)
             or self._idle_search(typed)
             or self._idle_features(typed)
-            or self._idle_crops(typed)
+            or self._idle_context(typed)
             or _idle_sensitivity(self.results.threshold, typed)
         )
 
@@ -584,8 +588,10 @@ class Config(CommandConfig):
             )
         return None
 
-    def _idle_crops(self, typed: AbstractSet[str]) -> str | None:
-        """A line on a value of crops without them, or of a pretraining that isn't done."""
+    def _idle_context(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a value of context without it, or of a pretraining that isn't done."""
+        if "model.context.bandwidth" in typed and self.model.context.name != "smooth":
+            return "model.context.bandwidth has no effect: add model.context.name=smooth"
         if self.data.crop == 1:
             idle = sorted(typed & {"data.window", "data.margin"})
             return f"{idle[0]} has no effect on single patches: add data.crop=8" if idle else None

@@ -17,11 +17,13 @@ class Decision:
         bias: What is then added to the logit of IDC. A loss that weighs the classes shifts the
             logits, which no temperature can undo.
         threshold: Probability from which a patch counts as IDC.
+        bandwidth: Of `idc_lightning.results.smoothing.smooth`, by which logits are averaged before.
     """
 
     temperature: float
     bias: float
     threshold: float
+    bandwidth: float = 0.0
 
     @property
     def calibrates(self) -> bool:
@@ -29,7 +31,7 @@ class Decision:
         return (self.temperature, self.bias) != (1.0, 0.0)
 
     def probability(self, logits: Tensor) -> Tensor:
-        """Probability of IDC: float [..., 2] to float32 [...]."""
+        """Probability of IDC of logits (averages, if they are): float [..., 2] to float32 [...]."""
         shift = torch.tensor([0.0, self.bias], device=logits.device)
         return idc_probability(logits.float() / self.temperature + shift)
 

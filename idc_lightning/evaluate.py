@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from idc_lightning.cli import run_command
 from idc_lightning.config import AgainDataConfig, AnyData, EvaluateConfig
@@ -99,7 +99,7 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
         check_size(index.root, table)
         table["split"] = table["split"].astype(object).fillna("new")
     if data.sample is not None:
-        table = sample_patches(table, data.sample, seed=run.seed)
+        table = sample_patches(table, data.sample, seed=run.seed, crop=data.crop)
     judged = table[table["split"] != "train"].reset_index(drop=True)
     if judged.empty:
         raise IDCError(
@@ -163,19 +163,19 @@ def predict_splits(
         IDCError: If a threshold shall be chosen on dev, of whom there is none.
     """
     rows = {split: rows_of(store.table, split) for split in JUDGED}
-    dev = None
+    logits: dict[str, Tensor] = {}
+
+    def table(split: str, by: Decision) -> pd.DataFrame:
+        return predictions_table(store.table, torch.from_numpy(rows[split]), logits[split], by)
+
     if len(rows["dev"]):
-        logits = predict_logits(run, store, rows["dev"], config.trainer)
-        dev = (logits, store.table["target"].to_numpy(dtype=np.int64)[rows["dev"]])
+        logits["dev"] = predict_logits(run, store, rows["dev"], config.trainer)
+    dev = table("dev", run.decision) if logits else None
     decision = decide_again(run.decision, config.results, dev)
-    found = {} if dev is None else {"dev": dev[0]}
     for split in ("test", "new"):
         if len(rows[split]):
-            found[split] = predict_logits(run, store, rows[split], config.trainer)
-    return decision, {
-        split: predictions_table(store.table, torch.from_numpy(rows[split]), logits, decision)
-        for split, logits in found.items()
-    }
+            logits[split] = predict_logits(run, store, rows[split], config.trainer)
+    return decision, {split: table(split, decision) for split in logits}
 
 
 def judged_run(

@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from idc_lightning.checkpoints import last_checkpoint
+from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.conf_folder import describe, groups_of, keys, unknown_key
-from idc_lightning.config import BOUND, SHOWN, Config, read_config
+from idc_lightning.config import BOUND, SHOWN, Config, PatchPretrainingConfig, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, write_text
 from idc_lightning.models.backbone import read_checkpoint
@@ -102,12 +102,19 @@ def obstacle(config: Config, folder: Path) -> str | None:
     Raises:
         IDCError: If the checkpoint can't be read, or the hardware lacks what is configured.
     """
-    last = last_checkpoint(folder)
+    trainings = {folder: config}
+    if isinstance(config.pretraining, PatchPretrainingConfig):
+        trainings[folder / PRETRAINING] = config.of_pretraining(config.pretraining)
+    problems = (_obstacle(of, last_checkpoint(place)) for place, of in trainings.items())
+    return next((problem for problem in problems if problem), None)
+
+
+def _obstacle(config: Config, last: Path) -> str | None:
     if not last.is_file():
         return None
     content = read_checkpoint(last)
     if content.get("course") != config.course():
-        return f"{last} was trained with other values than those of {folder}/.hydra/config.yaml"
+        return f"{last} was trained with other values than those of its run's .hydra/config.yaml"
     computes = resolve_precision(config.trainer, resolve_accelerator(config.trainer))
     if content.get("precision") != computes:
         return (

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -147,7 +145,13 @@ def fit_and_test(
         model.start = pretrained(config, config.pretraining, folder, data.ready, place)
     trainer = fit(config, folder, data, model, place, begin)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
-    decision = decide(*labelled_logits(model, data, "dev"), config.results)
+    smoothing = config.model.context.name == "smooth"
+    decision = decide(
+        data.table,
+        *model.outputs["dev"],
+        config.results,
+        bandwidth=config.model.context.bandwidth if smoothing else 0.0,
+    )
     model.decide_by(decision)
     if place.leads:
         write_decision(folder / "checkpoints" / "best.ckpt", decision)
@@ -224,14 +228,6 @@ def check_pretraining(config: Config, splits: pd.Series) -> None:
             f"{named} knew {len(leaked)} patients of this run's dev and test ({listed(leaked)}): "
             "take a run with the same split"
         )
-
-
-def labelled_logits(
-    model: IDCClassifier, data: IDCDataModule, split: str
-) -> tuple[Tensor, npt.NDArray[np.int64]]:
-    """Logits float32 [n, 2] of a split's last epoch, and its labels int64 [n]."""
-    cells, logits = model.outputs[split]
-    return logits, data.table["target"].to_numpy(dtype=np.int64)[cells.numpy()]
 
 
 def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from idc_lightning.data.batches import Batch, Crops, loader
+from idc_lightning.data.crops import Patches
 from idc_lightning.data.decode import WHITE
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH, assemble
 from idc_lightning.data.store import Store
@@ -50,7 +52,23 @@ def store_of(count: int = COUNT) -> Store:
 
 
 def patches(count: int = COUNT) -> Crops:
-    return Crops(store_of(count), np.arange(count).reshape(-1, 1, 1))
+    return Crops(store_of(count), Patches(np.arange(count)))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Crops that show and judge the same cells, int64 [N, g, g]."""
+
+    array: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def order(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        return rng.permutation(len(self.array))
+
+    def cells(self, numbers: Sequence[int]) -> tuple[npt.NDArray[np.int64], ...]:
+        return self.array[np.asarray(numbers)], self.array[np.asarray(numbers)]
 
 
 def slide(across: int, down: int, absent: Collection[tuple[int, int]] = ()) -> Store:
@@ -103,8 +121,9 @@ def test_a_batch_has_its_keys_types_and_shapes() -> None:
     kinds = {k: (v.dtype, tuple(v.shape)) for k, v in batch.items() if isinstance(v, torch.Tensor)}
     assert kinds == {
         "image": (torch.uint8, (8, 3, PATCH, PATCH)),
-        "label": (torch.int64, (8, 1, 1)),
+        "shown": (torch.int64, (8, 1, 1)),
         "cell": (torch.int64, (8, 1, 1)),
+        "label": (torch.int64, (8, 1, 1)),
         "x": (torch.int64, (8,)),
         "y": (torch.int64, (8,)),
     }
@@ -140,7 +159,7 @@ def test_one_number_gives_a_batch_of_one() -> None:
 
 def test_a_batch_can_be_changed_without_harm_to_the_store() -> None:
     store = store_of()
-    batch = Crops(store, np.arange(COUNT).reshape(-1, 1, 1))[4]
+    batch = Crops(store, Patches(np.arange(COUNT)))[4]
     for name in ("image", "label", "cell", "x", "y"):
         batch[name].zero_()  # type: ignore[literal-required]
     assert (store.packed[4, :, :, 0] == 4).all()
@@ -149,7 +168,7 @@ def test_a_batch_can_be_changed_without_harm_to_the_store() -> None:
 
 def test_cells_of_a_crop_stand_where_they_stand_in_the_tissue() -> None:
     store = slide(5, 4)
-    batch = Crops(store, cells_of(store, 3, (0, 0), (2, 1))).__getitems__([1, 0])
+    batch = Crops(store, Given(cells_of(store, 3, (0, 0), (2, 1)))).__getitems__([1, 0])
     assert batch["cell"][0].tolist() == [[7, 8, 9], [12, 13, 14], [17, 18, 19]]
     assert batch["x"].tolist() == [1 + 2 * PATCH, 1]
     assert batch["y"].tolist() == [1 + PATCH, 1]
@@ -178,7 +197,7 @@ def test_missing_cells_are_white_without_label_and_the_crop_keeps_its_place(
     absent: set[tuple[int, int]],
 ) -> None:
     store = slide(5, 5, absent)
-    batch = Crops(store, cells_of(store, 3, (1, 1), (0, 0))).__getitems__([0])
+    batch = Crops(store, Given(cells_of(store, 3, (1, 1), (0, 0)))).__getitems__([0])
     assert (batch["x"].item(), batch["y"].item()) == (1 + PATCH, 1 + PATCH)
     assert batch["patient_id"] == ["7"]
     missing = batch["cell"][0] == NO_CELL

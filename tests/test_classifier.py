@@ -138,10 +138,12 @@ def fitted(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> F
 
 def batch_of(grid: int = 1, size: int = 4) -> Batch:
     torch.manual_seed(3)
+    cell = torch.arange(size * grid * grid).reshape(size, grid, grid)
     return {
         "image": torch.rand(size, 3, 50 * grid, 50 * grid),
+        "shown": cell,
+        "cell": cell,
         "label": torch.randint(-1, 2, (size, grid, grid)),
-        "cell": torch.arange(size * grid * grid).reshape(size, grid, grid),
         "patient_id": ["1"] * size,
         "x": torch.ones(size, dtype=torch.int64),
         "y": torch.ones(size, dtype=torch.int64),
@@ -168,7 +170,7 @@ def test_loss_is_the_weighted_cross_entropy_of_labelled_cells(grid: int, smoothi
     model, batch = model_of(config).eval(), batch_of(grid, size=6)
     assert set(batch["label"].flatten().tolist()) == {-1, 0, 1}
     with torch.no_grad():
-        loss = float(model._step(batch, 0, "train"))
+        loss = float(model.train_loss(*model._step(batch, 0, "train")))
         logp = torch.log_softmax(model(batch["image"]), dim=-1).double().reshape(-1, 2)
     total = weight_sum = 0.0
     for row, label in zip(logp.tolist(), batch["label"].flatten().tolist(), strict=True):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idc_lightning.data.grid import PATCH
 from idc_lightning.data.sample import draw_evenly, sample_patches
 
 
@@ -16,7 +17,9 @@ def table_of(sizes: list[tuple[int, int]]) -> pd.DataFrame:
         for _ in range(pair[target])
     ]
     table = pd.DataFrame(rows, columns=["patient_id", "target"])
-    return table.sample(frac=1, random_state=0).reset_index(drop=True).assign(row=range(len(rows)))
+    order = np.arange(len(rows))
+    table = table.assign(x=1 + PATCH * (order % 8), y=1 + PATCH * (order // 8))
+    return table.sample(frac=1, random_state=0).reset_index(drop=True).assign(number=order)
 
 
 def test_shares_of_patients_and_classes_are_kept() -> None:
@@ -50,10 +53,10 @@ def test_size_is_exact_and_no_class_of_a_patient_is_lost(
     even = groups * len(sample) / len(table)
     # Groups that are kept for their only patch take it from the others.
     assert (kept <= even + 1.5).all()
-    assert sample["row"].is_monotonic_increasing
-    assert sample["row"].is_unique
+    assert sample["number"].is_monotonic_increasing
+    assert sample["number"].is_unique
     assert sample.index.equals(pd.RangeIndex(len(sample)))
-    assert sample.equals(table.iloc[sample["row"]].reset_index(drop=True))
+    assert sample.equals(table.iloc[sample["number"]].reset_index(drop=True))
 
 
 def test_the_draw_depends_on_its_seed_alone() -> None:
@@ -71,10 +74,20 @@ def test_a_sample_of_all_is_the_table_itself(size: int) -> None:
 
 def test_each_patch_is_drawn_equally_often() -> None:
     table = table_of([(10, 10)])
-    drawn = [sample_patches(table, 10, seed=seed)["row"].to_numpy() for seed in range(400)]
+    drawn = [sample_patches(table, 10, seed=seed)["number"].to_numpy() for seed in range(400)]
     share = np.bincount(np.concatenate(drawn), minlength=20) / 400
     assert share.min() > 0.4
     assert share.max() < 0.6
+
+
+def test_squares_are_drawn_whole() -> None:
+    table = table_of([(300, 100), (60, 4)])
+    sample = sample_patches(table, 100, seed=0, crop=4)
+    squares = [table["patient_id"], (table["y"] - 1) // PATCH // 4, (table["x"] - 1) // PATCH // 4]
+    drawn = table["number"].isin(sample["number"]).groupby(squares)
+    assert set(drawn.mean()) == {0.0, 1.0}
+    assert 100 <= len(sample) < 100 + 16
+    assert sample.groupby("patient_id")["target"].nunique().tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 8, 100])

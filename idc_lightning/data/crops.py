@@ -136,7 +136,7 @@ class Tilings:
         self._size = size
         self._number = int(slides.slide.max()) + 1
         rng = np.random.default_rng(0)
-        self._length = round(np.mean([len(self._tiled(rng)) for _ in range(TRIED)]))
+        self._length = round(np.mean([len(self.tiling(rng)) for _ in range(TRIED)]))
 
     def __len__(self) -> int:
         """As many as a tiling has on average, so that all epochs have the same length."""
@@ -144,13 +144,13 @@ class Tilings:
 
     def order(self, rng: np.random.Generator) -> Ints:
         """As of `Cut`: of one tiling, and of others where it has fewer crops than an epoch."""
-        crops = rng.permutation(self._tiled(rng))
+        crops = rng.permutation(self.tiling(rng))
         while len(crops) < self._length:
-            crops = np.append(crops, rng.permutation(self._tiled(rng)))
+            crops = np.append(crops, rng.permutation(self.tiling(rng)))
         return crops
 
-    def _tiled(self, rng: np.random.Generator) -> Ints:
-        """Places of the crops of a tiling, in which each slide has strips of its own."""
+    def tiling(self, rng: np.random.Generator) -> Ints:
+        """Places of the crops of a tiling, int64 [n], in which each slide has strips of its own."""
         slides, size = self._slides, self._size
         first = rng.integers(size, size=self._number)[slides.slide]
         down, backwards = rng.integers(2, size=(2, self._number)).astype(bool)[:, slides.slide]

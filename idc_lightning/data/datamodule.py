@@ -151,7 +151,7 @@ class IDCDataModule(lightning.LightningDataModule):
         table = index.table.assign(split=index.table["patient_id"].map(splits))
         table = table[table["split"].notna()].reset_index(drop=True)
         if self.data.sample is not None:
-            table = sample_patches(table, self.data.sample, seed=self.seed)
+            table = sample_patches(table, self.data.sample, seed=self.seed, crop=self.data.crop)
         store = open_store(
             index.root,
             table,
@@ -210,7 +210,7 @@ class IDCDataModule(lightning.LightningDataModule):
     @property
     def batch_size(self) -> int:
         """Crops in a batch of train, over all processes."""
-        return self.data.batch_size
+        return self.data.batch_size // self.data.crop**2
 
     def steps_per_epoch(self) -> int:
         """Number of batches of train, of whatever block.
@@ -218,7 +218,7 @@ class IDCDataModule(lightning.LightningDataModule):
         Raises:
             IDCError: If train has less than a batch.
         """
-        full, rest = divmod(len(self._training()), self.data.batch_size)
+        full, rest = divmod(len(self._training()), self.batch_size)
         return full if self._drops_last() else full + (rest > 0)
 
     def _training(self) -> Cut:
@@ -228,19 +228,22 @@ class IDCDataModule(lightning.LightningDataModule):
         return self._train
 
     def _drops_last(self) -> bool:
-        size, count = self.data.batch_size, len(self._training())
-        what = "patches" if self.data.crop == 1 else "crops"
-        least = 2 * ranks.world()  # BatchNorm can't be trained on a batch of one
+        size, count = self.batch_size, len(self._training())
+        single = self.data.crop == 1
+        what, cells = ("patches" if single else "crops"), self.data.crop**2
+        # BatchNorm can't be trained on a single patch.
+        least = (2 if single else 1) * ranks.world()
         if size < least:
             raise IDCError(
-                f"data.batch_size={size} is less than 2 {what} for each of {ranks.world()} "
-                f"processes: take {least} or more, or lower trainer.devices"
+                f"data.batch_size={self.data.batch_size} is less than {least // ranks.world()} "
+                f"{what} for each of {ranks.world()} processes: take {least * cells} or more, or "
+                "lower trainer.devices"
             )
         drops = self.data.drop_last or 0 < count % size < least
         if drops and count < size:
             raise IDCError(
-                f"train has {count} {what}, less than a batch: set data.batch_size to {count} or "
-                "less"
+                f"train has {count} {what}, less than a batch: set data.batch_size to "
+                f"{count * cells} or less"
             )
         return drops
 

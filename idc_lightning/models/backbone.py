@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torchvision import models
 
 from idc_lightning.errors import IDCError
-from idc_lightning.models.raster import PROBES, Raster, raster_of
 
 CHECKPOINT_PREFIX = "network.backbone."
 """What this project's checkpoints put before the names of the backbone's weights."""
@@ -27,15 +26,15 @@ OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 """Names in torchvision's files of DenseNet, where its modules have no dot before the number."""
 
 
-def build_backbone(name: str) -> tuple[nn.Module, int, Raster]:
+def build_backbone(name: str) -> tuple[nn.Module, int]:
     """Make a backbone with random weights.
 
     Args:
         name: A classifier of torchvision, e.g. ``"resnet18"``, ``"efficientnet_b0"``.
 
     Returns:
-        A module that maps float [B, 3, H, W] to features [B, F, h, w], F, and where in an image
-        they lie. Names of the module's weights are those of torchvision.
+        A module that maps float [B, 3, H, W] to features [B, F, h, w], and F. Names of its weights
+        are those of torchvision.
 
     Raises:
         IDCError: If torchvision has no such classifier, or it isn't convolutional.
@@ -52,8 +51,7 @@ def build_backbone(name: str) -> tuple[nn.Module, int, Raster]:
             "resnet18, resnet50, densenet121, efficientnet_b0, mobilenet_v3_large, convnext_tiny"
         )
     backbone = nn.Sequential(layers)
-    (width, small), (_, large) = (_shape(backbone, size) for size in PROBES)
-    return backbone, width, raster_of(small, large)
+    return backbone, _width(backbone)
 
 
 def _convolutional(name: str) -> OrderedDict[str, nn.Module] | None:
@@ -78,13 +76,13 @@ def _convolutional(name: str) -> OrderedDict[str, nn.Module] | None:
     return None
 
 
-def _shape(backbone: nn.Module, size: int) -> tuple[int, int]:
-    """Number of features, and of their places along each side of an image of so many pixels."""
+def _width(backbone: nn.Module) -> int:
+    """Number of features, found by a small image."""
     backbone.eval()
     with torch.inference_mode():
-        width, places = backbone(torch.zeros(1, 3, size, size)).shape[1:3]
+        width = int(backbone(torch.zeros(1, 3, 64, 64)).shape[1])
     backbone.train()
-    return width, places
+    return width
 
 
 def load_pretrained(backbone: nn.Module, name: str, weights: str) -> None:

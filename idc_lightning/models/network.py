@@ -13,6 +13,7 @@ from idc_lightning.config import HeadConfig
 from idc_lightning.data.grid import PATCH
 from idc_lightning.models.backbone import build_backbone
 from idc_lightning.models.dropout import Dropout
+from idc_lightning.models.raster import raster_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -91,7 +92,8 @@ class PatchNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = Normalize()
-        self.backbone, self.width, self.raster = build_backbone(backbone)
+        self.backbone, self.width = build_backbone(backbone)
+        self.raster = raster_of(self.backbone)
         self.head = Head(self.width, classes, head)
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from idc_lightning.data.grid import PATCH
 
@@ -49,16 +49,19 @@ class Raster:
         return inside / inside.sum(1, keepdim=True)
 
 
-def raster_of(small: int, large: int) -> Raster:
-    """The raster of a backbone, from the places that it gives along images of `PROBES` pixels.
+def raster_of(backbone: nn.Module) -> Raster:
+    """Find out how a backbone of torchvision lays its features over an image.
 
-    Strides of torchvision's backbones are powers of 2. Those that pad their images lead from the
-    first pixel on and have a place for the rest of an image; those that don't leave it out.
+    Strides are powers of 2. Backbones that pad their images lead from the first pixel on and have a
+    place for the rest of an image; those that don't leave it out.
 
     Args:
-        small: Places along the smaller one.
-        large: Places along the larger one.
+        backbone: Maps float [B, 3, H, W] to [B, F, h, w]; it is in training mode afterwards.
     """
+    backbone.eval()
+    with torch.inference_mode():
+        small, large = (backbone(torch.zeros(1, 3, size, size)).shape[-1] for size in PROBES)
+    backbone.train()
     stride = 2 ** round(math.log2((PROBES[1] - PROBES[0]) / (large - small)))
     padded = large * stride >= PROBES[1]
     return Raster(stride, 0.0 if padded else (stride - 1) / 2)

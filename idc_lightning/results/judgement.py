@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
@@ -17,34 +16,46 @@ from idc_lightning.files import write_text
 from idc_lightning.results.bootstrap import pooled_metrics
 from idc_lightning.results.calibration import choose_threshold, fit_calibration
 from idc_lightning.results.patients import Mean, patient_means, patients_table
-from idc_lightning.results.predictions import write_predictions
+from idc_lightning.results.predictions import predictions_table, write_predictions
+from idc_lightning.results.smoothing import fit_bandwidth, smooth
 from idc_lightning.results.summary import AT_THRESHOLD, Metrics, judge
 
 
-def decide(logits: Tensor, true: npt.NDArray[np.int64], config: ResultsConfig) -> Decision:
-    """Fit temperature, bias and threshold.
+def decide(
+    patches: pd.DataFrame,
+    cells: Tensor,
+    logits: Tensor,
+    config: ResultsConfig,
+    *,
+    bandwidth: float | Literal["auto"] = 0.0,
+) -> Decision:
+    """Fit bandwidth, temperature, bias and threshold on dev.
 
     Args:
-        logits: Float32 [n, 2] of dev.
-        true: Labels [n], 0 healthy, 1 IDC.
+        patches: The data module's table.
+        cells: Row numbers of dev's patches in it, int64 [n].
+        logits: Float32 [n, 2].
         config: The rule of the threshold.
+        bandwidth: By which logits are averaged over neighbours; ``"auto"`` looks for the best.
     """
-    temperature, bias = fit_calibration(logits.numpy(), true)
-    calibrated = replace(UNDECIDED, temperature=temperature, bias=bias)
-    return decide_again(calibrated, config, (logits, true))
+    dev = patches.iloc[cells.numpy()]
+    true = dev["target"].to_numpy(dtype=np.int64)
+    if bandwidth == "auto":
+        bandwidth = fit_bandwidth(dev, logits, true)
+    temperature, bias = fit_calibration(smooth(dev, logits, bandwidth).numpy(), true)
+    calibrated = Decision(temperature, bias, UNDECIDED.threshold, bandwidth)
+    return decide_again(calibrated, config, predictions_table(patches, cells, logits, calibrated))
 
 
 def decide_again(
-    own: Decision,
-    config: ResultsConfig | AgainResultsConfig,
-    dev: tuple[Tensor, npt.NDArray[np.int64]] | None,
+    own: Decision, config: ResultsConfig | AgainResultsConfig, dev: pd.DataFrame | None
 ) -> Decision:
     """A decision with its threshold by a rule.
 
     Args:
-        own: Whose temperature and bias stay.
+        own: All of which but the threshold stays.
         config: The rule of the threshold, None for its own.
-        dev: Logits float32 [n, 2] and labels [n] of the run's dev patients, if they are there.
+        dev: Predictions of the run's dev patients by ``own``, if they are there.
 
     Raises:
         IDCError: If the rule needs dev patients and there are none.
@@ -59,8 +70,7 @@ def decide_again(
             f"results.threshold={rule} is chosen on the run's dev patients, of whom this data has "
             "none: give a number, or leave it out to take the run's own threshold"
         )
-    logits, true = dev
-    proba = own.probability(logits).numpy().astype(np.float64)
+    true, proba = dev["true"].to_numpy(), dev["proba"].to_numpy()
     return replace(own, threshold=choose_threshold(true, proba, rule, config.sensitivity))
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from idc_lightning.decision import Decision
 from idc_lightning.files import write_text
+from idc_lightning.results.smoothing import smooth
 
 COLUMNS = ("patient_id", "x", "y", "true", "predicted", "proba")
 
@@ -20,7 +22,7 @@ def predictions_table(
     Args:
         patches: The data module's table.
         cells: Row numbers in it, int64 [n]; one that occurs again is left out.
-        logits: Float [n, 2].
+        logits: Float [n, 2]; where the decision averages them, those of all patches of a slide.
         decision: How logits are turned to calls.
 
     Returns:
@@ -28,8 +30,9 @@ def predictions_table(
         from 1), true (0 healthy, 1 IDC, -1 unknown), predicted (0 or 1), proba (of IDC, 0 to 1).
     """
     rows, first = np.unique(cells.numpy(), return_index=True)
-    probability = decision.probability(logits).numpy()[first].astype(np.float64)
     chosen = patches.iloc[rows]
+    averages = smooth(chosen, logits[torch.from_numpy(first)], decision.bandwidth)
+    probability = decision.probability(averages).numpy().astype(np.float64)
     return pd.DataFrame(
         {
             "patient_id": chosen["patient_id"].to_numpy(),

@@ -1,0 +1,199 @@
+"""Patches that are judged in sight of their neighbours, from training to new tissue."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers_model import TINY, config_of, told, write_tissue
+from helpers_runs import evaluation, prediction, trained
+
+from idc_lightning.classifier import IDCClassifier, load_classifier
+from idc_lightning.data.grid import NO_CELL, NO_LABEL
+from idc_lightning.evaluate import evaluate
+from idc_lightning.predict import predict
+from idc_lightning.ranks import ALONE
+from idc_lightning.results.run_folders import read_results
+from idc_lightning.train import build_data, build_model
+
+CROPS = ("data.crop=2", "data.batch_size=16")
+PRETRAINED = (*CROPS, "pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on crops that learned on single patches first, to which nothing is done."""
+    return trained(tmp_path_factory.mktemp("crops"), *PRETRAINED, "model.context.name=smooth")
+
+
+def predictions(folder: Path, split: str) -> pd.DataFrame:
+    path = folder / "predictions" / f"{split}.csv"
+    return pd.read_csv(path, dtype={"patient_id": str})
+
+
+# Training
+
+
+@pytest.mark.parametrize("window", [2, 3, 32])
+def test_each_patch_of_dev_and_test_is_judged_once(tmp_path: Path, window: int) -> None:
+    places = (f"data.window={window}", f"data.margin={int(window == 3)}")
+    own = trained(tmp_path, *CROPS, *places)
+    said = read_results(own / "results.json")
+    for split, patients in {"dev": ["104", "105"], "test": ["9"]}.items():
+        table = predictions(own, split)
+        assert not table.duplicated(["patient_id", "x", "y"]).any()
+        assert table.groupby("patient_id").size().to_dict() == dict.fromkeys(patients, 9)
+        assert said["patches"][split] == len(table)
+
+
+def test_cells_without_a_patch_leave_loss_and_head_alone(tmp_path: Path) -> None:
+    config = config_of(*TINY, *write_tissue(tmp_path), *CROPS, f"cache={tmp_path}")
+    model, data = build_model(config), build_data(config, ALONE)
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    image, cell, label = batch["image"].float() / 255, batch["cell"], batch["label"]
+    judged = cell != NO_CELL
+    assert 0 < judged.sum() < judged.numel()
+    assert torch.equal(label == NO_LABEL, ~judged)
+    with torch.no_grad():
+        features = model.network.features(image)[judged]
+        model.network.head.train()
+        logits = model(image, cell=cell)
+    assert logits.shape == (int(judged.sum()), 2)
+    # The statistics of the head's first BatchNorm are those of the patches alone.
+    linear, relu, norm, *_ = model.network.head
+    mean = relu(linear(features)).mean(0).detach()
+    torch.testing.assert_close(norm.running_mean, norm.momentum * mean)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(image, cell=cell), model(image)[judged])
+
+
+# Neighbours
+
+
+def logits_of(run: Path, folder: Path) -> pd.DataFrame:
+    """What a run says of a folder of patches."""
+    out = folder.with_name(f"{folder.name}-out")
+    out.mkdir()
+    return predict(prediction(run, folder), out).set_index(["patient_id", "x", "y"])["proba"]
+
+
+def copied(run: Path, folder: Path, *patients: str) -> Path:
+    for patient in patients:
+        shutil.copytree(run.parent / "tissue" / patient, folder / patient)
+    return folder
+
+
+def test_no_prediction_depends_on_another_patient(run: Path, tmp_path: Path) -> None:
+    alone = logits_of(run, copied(run, tmp_path / "alone", "9"))
+    among = logits_of(run, copied(run, tmp_path / "among", "104", "105", "9"))
+    assert np.array_equal(among.loc["9"].to_numpy(), alone.loc["9"].to_numpy())
+
+
+def test_a_prediction_depends_on_its_neighbours_and_can_do_without(
+    run: Path, tmp_path: Path
+) -> None:
+    whole = logits_of(run, copied(run, tmp_path / "whole", "9"))
+    folder = copied(run, tmp_path / "lone", "9")
+    for path in sorted(folder.rglob("*.png"))[:-1]:
+        path.unlink()
+    lone = logits_of(run, folder)
+    assert len(lone) == 1
+    assert np.isfinite(lone.to_numpy()).all()
+    assert lone.iloc[0] != whole.loc[lone.index[0]]
+
+
+def test_each_patient_learns_in_crops_of_its_own(tmp_path: Path) -> None:
+    config = config_of(*TINY, *write_tissue(tmp_path), *CROPS, f"cache={tmp_path}")
+    data = build_data(config, ALONE)
+    data.setup()
+    patient = data.table["patient_id"].to_numpy(dtype=object)
+    for batch in data.train_dataloader():
+        for cell in batch["cell"]:
+            assert len(set(patient[cell[cell != NO_CELL].numpy()])) == 1
+            assert set(data.table["split"].iloc[cell[cell != NO_CELL].numpy()]) == {"train"}
+
+
+# Weights of single patches
+
+
+def test_crops_begin_with_what_single_patches_have_taught(run: Path, tmp_path: Path) -> None:
+    first = run / "pretraining" / "checkpoints" / "best.ckpt"
+    begun: list[dict[str, torch.Tensor]] = []
+    train_start = IDCClassifier.on_train_start
+
+    def keep(self: IDCClassifier) -> None:
+        begun.append({k: v.clone() for k, v in self.network.state_dict().items()})
+        train_start(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IDCClassifier, "on_train_start", keep)
+        trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={first}")
+    wanted = load_classifier(first).network.state_dict()
+    assert len(begun) == 1
+    assert all(torch.equal(begun[0][name], value) for name, value in wanted.items())
+    assert not (tmp_path / "run" / "pretraining").exists()
+
+
+def test_test_is_not_looked_at_before_the_end(run: Path) -> None:
+    for folder in (run, run / "pretraining"):
+        logged = pd.read_csv(folder / "metrics.csv") if (folder / "metrics.csv").exists() else None
+        assert logged is None or not any(name.startswith("test/") for name in logged.columns)
+    assert not (run / "pretraining" / "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("model.head.hidden=[4]",), "another network: model.head.hidden=[8], where this one"),
+        (("model.backbone=shufflenet_v2_x1_0",), "another network: model.backbone="),
+    ],
+)
+def test_weights_that_cannot_be_taken_are_told(
+    run: Path, tmp_path: Path, overrides: tuple[str, ...], said: str
+) -> None:
+    taken = ("pretraining=patches", f"pretraining.run={run}")
+    with told(f"pretraining.run={run}", said):
+        trained(tmp_path, *CROPS, *taken, *overrides)
+
+
+def test_weights_that_know_patients_of_dev_or_test_are_refused(run: Path, tmp_path: Path) -> None:
+    splits = {
+        "101": "test",
+        "102": "dev",
+        "9": "train",
+        "103": "train",
+        "104": "test",
+        "105": "dev",
+    }
+    other = tmp_path / "other.csv"
+    rows = "".join(f"{patient},{split}\n" for patient, split in splits.items())
+    other.write_text(f"patient_id,split\n{rows}")
+    taken = ("pretraining=patches", f"pretraining.run={run}", f"split.path={other}")
+    with told("knew 3 patients of this run's dev and test (101, 102, 104): take a run with the"):
+        trained(tmp_path, *CROPS, *taken)
+
+
+def test_the_same_split_is_no_leak(run: Path, tmp_path: Path) -> None:
+    trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={run}")
+
+
+# Judging again
+
+
+def test_evaluation_says_the_same(run: Path, tmp_path: Path) -> None:
+    evaluate(evaluation(run), tmp_path)
+    for split in ("dev", "test"):
+        pd.testing.assert_frame_equal(predictions(tmp_path, split), predictions(run, split))
+    own, again = read_results(run / "results.json"), read_results(tmp_path / "results.json")
+    for name in ("dev", "test", "threshold", "temperature", "bias", "bandwidth"):
+        assert again[name] == own[name]
+
+
+def test_new_tissue_is_judged_as_in_the_run(run: Path, tmp_path: Path) -> None:
+    found = logits_of(run, copied(run, tmp_path / "new", "9"))
+    own = predictions(run, "test").set_index(["patient_id", "x", "y"])["proba"]
+    pd.testing.assert_series_equal(found.sort_index(), own.sort_index(), rtol=1e-6)
