@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.hooks import RemovableHandle
 
 from idc_lightning import ranks
+from idc_lightning.data.batches import count_patches
 from idc_lightning.models.network import PatchNetwork
 
 SHOWN = {
@@ -192,10 +193,10 @@ class OfTraining(Callback):
 
 
 class Throughput(OfTraining):
-    """Images a second in training, without the first batch, dev and checkpoints.
+    """Patches a second in training, without the first batch, dev and checkpoints.
 
     Attributes:
-        images: Images counted.
+        images: Patches counted.
         seconds: Time they took.
         elapsed_before: Seconds of the whole run before this process resumed it.
     """
@@ -232,7 +233,7 @@ class Throughput(OfTraining):
         """Count the batch and the time since the one before."""
         now = time.perf_counter()
         if self._last is not None:
-            self.images += len(batch["cell"]) * ranks.world()
+            self.images += count_patches(batch) * ranks.world()
             self.seconds += now - self._last
         self._last = now
 

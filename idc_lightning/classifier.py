@@ -20,7 +20,7 @@ from idc_lightning.config import (
     parse,
     with_highest_rate,
 )
-from idc_lightning.data.batches import Batch, split_block
+from idc_lightning.data.batches import Batch, is_single, split_block
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import NO_CELL, NO_LABEL
 from idc_lightning.decision import UNDECIDED, Decision
@@ -448,22 +448,17 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """What a classifier takes of a batch: its images, or features in their place."""
     key: Literal["features", "image"] = "features" if "features" in batch else "image"
     inputs: dict[str, Tensor] = {key: batch[key]}
-    if not _single(batch):
+    if not is_single(batch):
         inputs["cell"] = batch["cell"]
     return inputs
 
 
 def judged_cells(batch: Batch) -> tuple[Tensor, Tensor]:
     """Row numbers and labels of the patches that a batch judges, int64 [n] each."""
-    if _single(batch):
+    if is_single(batch):
         return batch["cell"].flatten(), batch["label"].flatten()
     judged = batch["cell"] != NO_CELL
     return batch["cell"][judged], batch["label"][judged]
-
-
-def _single(batch: Batch) -> bool:
-    """Whether each crop is a patch, of which none is missing; a GPU needn't look for them."""
-    return batch["cell"].shape[1:] == (1, 1)
 
 
 def write_decision(checkpoint: Path, decision: Decision) -> None:

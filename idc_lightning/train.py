@@ -6,27 +6,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
-import pandas as pd
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
 from idc_lightning import ranks
 from idc_lightning.callbacks import Throughput
-from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
-from idc_lightning.checkpoints import PRETRAINING, first_step, last_checkpoint
-from idc_lightning.classifier import IDCClassifier, load_classifier, write_decision
+from idc_lightning.checkpoints import last_checkpoint
+from idc_lightning.classifier import IDCClassifier, write_decision
 from idc_lightning.cli import prepare_process, resume_command, run_command
 from idc_lightning.compare import compare_sweep
-from idc_lightning.config import Config, PatchPretrainingConfig
+from idc_lightning.config import Config
 from idc_lightning.data.datamodule import IDCDataModule, Ready
 from idc_lightning.data.split import write_splits
-from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
 from idc_lightning.files import remove_partials
-from idc_lightning.frozen import block_steps, features_note
+from idc_lightning.frozen import features_note
 from idc_lightning.lr_range_test import LRRangeTest
+from idc_lightning.pretraining import check_pretraining, pretrained
 from idc_lightning.pruning import Pruning
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
@@ -44,8 +41,8 @@ from idc_lightning.results.summary import (
     write_results,
 )
 from idc_lightning.resume import WORD
-from idc_lightning.runs import read_run
-from idc_lightning.trainer import build_trainer, resolve_accelerator, resolve_precision
+from idc_lightning.trainer import resolve_accelerator, resolve_precision
+from idc_lightning.training import build_data, build_model, fit
 
 JUDGED = ("dev", "test")
 
@@ -113,25 +110,6 @@ def take_part(config: Config, folder: Path, ready: Ready) -> None:
     fit_and_test(config, folder, build_data(config, place, ready), build_model(config), place)
 
 
-def build_model(config: Config) -> IDCClassifier:
-    """The untrained classifier of a run, the same in all of its processes."""
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    return IDCClassifier(config.model, config.optimizer, config.scheduler)
-
-
-def build_data(config: Config, place: ranks.Place, ready: Ready | None = None) -> IDCDataModule:
-    """The data module of a run; nothing is read yet."""
-    return IDCDataModule(
-        config.data,
-        config.split,
-        seed=config.seed,
-        cache=config.cache,
-        on_features=config.learns_on_features,
-        block=block_steps(config, place.world),
-        ready=ready,
-    )
-
-
 def fit_and_test(
     config: Config, folder: Path, data: IDCDataModule, model: IDCClassifier, place: ranks.Place
 ) -> lightning.Trainer:
@@ -140,10 +118,9 @@ def fit_and_test(
     Returns:
         The trainer; the classifier has the decision and the outputs of dev and test.
     """
-    begin = first_step(folder)
-    if config.pretraining.name == "patches" and not begin:
+    if config.pretraining.name == "patches" and not last_checkpoint(folder).is_file():
         model.start = pretrained(config, config.pretraining, folder, data.ready, place)
-    trainer = fit(config, folder, data, model, place, begin)
+    trainer = fit(config, folder, data, model, place)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
     smoothing = config.model.context.name == "smooth"
     decision = decide(
@@ -157,77 +134,6 @@ def fit_and_test(
         write_decision(folder / "checkpoints" / "best.ckpt", decision)
     trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
     return trainer
-
-
-def fit(
-    config: Config,
-    folder: Path,
-    data: IDCDataModule,
-    model: IDCClassifier,
-    place: ranks.Place,
-    begin: int,
-) -> lightning.Trainer:
-    """Train from a step on, in each process; above 0 it is that of the last checkpoint."""
-    trainer = build_trainer(
-        config, folder, interactive=sys.stdout.isatty(), first_step=begin, place=place
-    )
-    if data.block > 1:
-        model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
-    last = last_checkpoint(folder) if begin else None
-    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
-    return trainer
-
-
-def pretrained(
-    config: Config,
-    pretraining: PatchPretrainingConfig,
-    folder: Path,
-    ready: Ready,
-    place: ranks.Place,
-) -> dict[str, Tensor] | None:
-    """Weights of the run on single patches that is named, or of one that is trained first.
-
-    Returns:
-        The network's; None but in the leader, from whom the other processes take theirs.
-    """
-    if pretraining.run is not None:
-        return read_run(pretraining.run).classifier.network.state_dict() if place.leads else None
-    before, own = config.of_pretraining(pretraining), folder / PRETRAINING
-    if place.leads:
-        print(f"pretraining on single patches, {pretraining.epochs} epochs", flush=True)
-    model, data = build_model(before), build_data(before, place, ready)
-    fit(before, own, data, model, place, first_step(own))
-    best = load_classifier(own / CHECKPOINTS / "best.ckpt") if place.leads else None
-    return None if best is None else best.network.state_dict()
-
-
-def check_pretraining(config: Config, splits: pd.Series) -> None:
-    """Stop if the weights of another run can't be taken, or know patients of dev or test.
-
-    Raises:
-        IDCError: If they can't, or do.
-    """
-    pretraining = config.pretraining
-    if pretraining.name == "none" or pretraining.run is None:
-        return
-    run = read_run(pretraining.run)
-    named = f"pretraining.run={pretraining.run}"
-    own, other = config.model, run.classifier.model_config
-    for what, mine, its in (
-        ("model.backbone", own.backbone, other.backbone),
-        ("model.head.hidden", own.head.hidden, other.head.hidden),
-    ):
-        if mine != its:
-            raise IDCError(f"{named} has another network: {what}={its}, where this one has {mine}")
-    here = splits.reindex(run.splits.index)
-    trained = (run.splits == "train") & here.isin(["dev", "test"])
-    tuned = (run.splits == "dev") & (here == "test")
-    leaked = run.splits.index[trained | tuned].tolist()
-    if leaked:
-        raise IDCError(
-            f"{named} knew {len(leaked)} patients of this run's dev and test ({listed(leaked)}): "
-            "take a run with the same split"
-        )
 
 
 def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -> dict[str, Any]:

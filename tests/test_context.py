@@ -16,7 +16,7 @@ from idc_lightning.evaluate import evaluate
 from idc_lightning.predict import predict
 from idc_lightning.ranks import ALONE
 from idc_lightning.results.run_folders import read_results
-from idc_lightning.train import build_data, build_model
+from idc_lightning.training import build_data, build_model
 
 CROPS = ("data.crop=2", "data.batch_size=16")
 PRETRAINED = (*CROPS, "pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=4")

@@ -99,7 +99,18 @@ def assert_same(ours: Path, undisturbed: Path) -> None:
     assert files(ours) == files(undisturbed)
 
 
-@pytest.mark.parametrize("recipe", [WHOLE_NET, HEAD], ids=["whole net", "head"])
+CROPS = (
+    *RUN,
+    "data.crop=4",
+    "trainer.epochs=2",
+    "pretraining=patches",
+    "pretraining.epochs=2",
+    "pretraining.batch_size=32",
+    "model.context.name=smooth",
+)
+
+
+@pytest.mark.parametrize("recipe", [WHOLE_NET, HEAD, CROPS], ids=["whole net", "head", "crops"])
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     tmp_path: Path, recipe: Sequence[str]
 ) -> None:

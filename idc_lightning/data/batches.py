@@ -84,6 +84,19 @@ class Crops(Dataset[Batch]):
         return batch
 
 
+def count_patches(batch: Batch) -> int:
+    """Number of patches that a batch judges."""
+    cell = batch["cell"]
+    if is_single(batch):
+        return len(cell)
+    return int((cell != NO_CELL).sum())
+
+
+def is_single(batch: Batch) -> bool:
+    """Whether each crop is a patch, of which none is missing; a GPU needn't look for them."""
+    return batch["cell"].shape[1:] == (1, 1)
+
+
 def gather(store: Store, cell: Tensor) -> Tensor:
     """Pixels of crops, uint8 [B, h, w, 50, 50, 3], white where there is no patch.
 

@@ -7,7 +7,7 @@ from idc_lightning.classifier import IDCClassifier
 from idc_lightning.config import AnyData, DemoDataConfig
 
 LIMITS = (
-    "A patch shows 0.2 mm of tissue and is judged alone: what lies around it is not seen. The "
+    "A patch shows 0.2 mm of tissue and is judged {context}. The "
     "public data set holds one stain and one kind of scanner, its labels are regions drawn by one "
     "pathologist at low magnification, and patches at their borders are uncertain. Other "
     "laboratories, scanners, magnifications, other carcinomas and carcinoma in situ were not "
@@ -57,8 +57,21 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         else "Patches in the layout of the public data set Breast Histopathology Images.",
         "Patients": f"{counts}. It must not be judged on its train patients, and dev was used to "
         "choose epoch, temperature, bias and threshold.",
-        "Known limits": SYNTHETIC if synthetic else LIMITS,
+        "Known limits": SYNTHETIC if synthetic else LIMITS.format(context=_context(model, data)),
     }
+
+
+def _context(model: IDCClassifier, data: AnyData) -> str:
+    """In sight of what a patch is judged."""
+    seen = []
+    if data.crop > 1:
+        seen.append("in sight of the tissue around it")
+    if model.decision.bandwidth > 0:
+        patches = f"{model.decision.bandwidth:g} patches"
+        seen.append(f"by an average over its neighbours (a Gaussian of {patches})")
+    if not seen:
+        return "alone: what lies around it is not seen"
+    return f"{' and '.join(seen)}: regions smaller than a few patches may be overlooked"
 
 
 def _spelt(section: Mapping[str, Any]) -> str:

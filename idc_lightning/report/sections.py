@@ -109,9 +109,14 @@ def decisions(figures: Path, judgement: Judgement) -> Section:
     """Confusion, ranking, probabilities and their reliability."""
     predictions, decision = judgement.predictions, judgement.decision
     threshold = decision.threshold
+    averaged = (
+        f"averaged over neighbours by a Gaussian of {decision.bandwidth:g} patches, then "
+        if decision.bandwidth > 0
+        else ""
+    )
     return Section(
         "Decisions and probabilities",
-        f"Logits are divided by the temperature {decision.temperature:.2f}, and the bias "
+        f"Logits are {averaged}divided by the temperature {decision.temperature:.2f}, and the bias "
         f"{decision.bias:+.2f} is added to that of IDC; a patch counts as IDC from the probability "
         f"{threshold:.3f} on. Where they were fitted, it was on dev alone.",
         [

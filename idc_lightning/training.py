@@ -1,0 +1,52 @@
+"""A training of a run: its classifier, its data, and the fit, also where it was interrupted."""
+
+import sys
+from pathlib import Path
+
+import lightning
+
+from idc_lightning import ranks
+from idc_lightning.checkpoints import first_step, last_checkpoint
+from idc_lightning.classifier import IDCClassifier
+from idc_lightning.config import Config
+from idc_lightning.data.datamodule import IDCDataModule, Ready
+from idc_lightning.frozen import block_steps
+from idc_lightning.trainer import build_trainer
+
+
+def build_model(config: Config) -> IDCClassifier:
+    """The untrained classifier of a run, the same in all of its processes."""
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    return IDCClassifier(config.model, config.optimizer, config.scheduler)
+
+
+def build_data(config: Config, place: ranks.Place, ready: Ready | None = None) -> IDCDataModule:
+    """The data module of a run; nothing is read yet."""
+    return IDCDataModule(
+        config.data,
+        config.split,
+        seed=config.seed,
+        cache=config.cache,
+        on_features=config.learns_on_features,
+        block=block_steps(config, place.world),
+        ready=ready,
+    )
+
+
+def fit(
+    config: Config,
+    folder: Path,
+    data: IDCDataModule,
+    model: IDCClassifier,
+    place: ranks.Place,
+) -> lightning.Trainer:
+    """Train, from the last checkpoint in the folder if there is one, in each process."""
+    begin = first_step(folder)
+    trainer = build_trainer(
+        config, folder, interactive=sys.stdout.isatty(), first_step=begin, place=place
+    )
+    if data.block > 1:
+        model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
+    last = last_checkpoint(folder) if begin else None
+    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    return trainer
