@@ -98,6 +98,7 @@ class IDCClassifier(lightning.LightningModule):
             self.model_config.backbone,
             self.model_config.head,
             frozen=self.model_config.freeze_backbone,
+            context=self.model_config.context,
         )
         self.register_buffer("class_weights", self._fixed_class_weights())
         self.metrics = patch_metrics(0.5)
@@ -170,7 +171,8 @@ class IDCClassifier(lightning.LightningModule):
         if self.start is None:
             load_pretrained(self.network.backbone, config.backbone, config.weights)
         else:
-            self.network.load_state_dict(self.start)
+            # Context may have weights of its own, which begin as they are.
+            self.network.load_state_dict({**self.network.state_dict(), **self.start})
         if config.loss.class_weights == "balanced":
             self.class_weights = balanced_weights(self.data.class_counts()).to(self.device)
         if config.freeze_backbone and config.frozen_batchnorm == "adapt":
@@ -209,6 +211,7 @@ class IDCClassifier(lightning.LightningModule):
         self,
         image: Tensor | None = None,
         features: Tensor | None = None,
+        shown: Tensor | None = None,
         cell: Tensor | None = None,
     ) -> Tensor:
         """Logits of images, or of the features that a frozen backbone gave of them.
@@ -216,15 +219,18 @@ class IDCClassifier(lightning.LightningModule):
         Args:
             image: Float [B, 3, 50h, 50w] in 0 to 1.
             features: Float32 [B, h, w, F], in place of images.
-            cell: Which cells are judged, int64 [B, h, w]: those that aren't -1.
+            shown: Row numbers of the patches, int64 [B, h, w]; -1 where there is none. None is all.
+            cell: The same of those that are judged.
 
         Returns:
             Float32 [B, h, w, 2], or [n, 2] of the cells that are judged.
         """
+        there = None if shown is None else shown != NO_CELL
         if features is None:
             if image is None:
                 raise ValueError("neither images nor features were given")
-            features = self.network.features(image)
+            features = self.network.features(image, there)
+        features = self.network.refine(features, there)
         if cell is not None:
             # The others would change the statistics of the head's BatchNorm.
             features = features[cell != NO_CELL]
@@ -449,7 +455,7 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     key: Literal["features", "image"] = "features" if "features" in batch else "image"
     inputs: dict[str, Tensor] = {key: batch[key]}
     if not is_single(batch):
-        inputs["cell"] = batch["cell"]
+        inputs |= {"shown": batch["shown"], "cell": batch["cell"]}
     return inputs
 
 

@@ -224,8 +224,10 @@ class LossConfig(Section):
 class ContextConfig(Section):
     """How a patch takes note of its neighbours beside the crop that it is seen in."""
 
-    name: Literal["none", "smooth"]
+    name: Literal["none", "smooth", "grid"]
     bandwidth: Literal["auto"] | Annotated[Positive, Field(le=16)]
+    width: Count
+    blocks: Count
 
 
 class ModelConfig(Section):
@@ -538,16 +540,28 @@ class Config(CommandConfig):
     def learns_on_features(self) -> bool:
         """Whether the head is trained on cached features of a frozen backbone."""
         frozen = self.model.freeze_backbone and self.data.features == "auto"
-        return frozen and self.data.augment.is_finite and self.data.crop == 1
+        # A backbone that sees crops gives a patch other features in each of them.
+        alone = self.data.crop == 1 or self.model.context.name == "grid"
+        return frozen and self.data.augment.is_finite and alone
+
+    @model_validator(mode="after")
+    def _grid_has_neighbours(self) -> "Config":
+        if self.model.context.name == "grid" and self.data.crop == 1:
+            raise ValueError(
+                "model.context.name=grid has no neighbours to see with data.crop=1: add data.crop=8"
+            )
+        return self
 
     def of_pretraining(self, pretraining: PatchPretrainingConfig) -> "Config":
         """The configuration of the training that comes first, of the same net."""
         data = {"crop": 1, "batch_size": pretraining.batch_size}
         callbacks = {"lr_range_test": None, "early_stopping": None}
+        context = self.model.context.model_copy(update={"name": "none"})
         optimizer, scheduler = with_highest_rate(self.optimizer, self.scheduler, pretraining.max_lr)
         return self.model_copy(
             update={
                 "pretraining": NoPretrainingConfig(name="none"),
+                "model": self.model.model_copy(update={"context": context}),
                 "data": self.data.model_copy(update=data),
                 "optimizer": optimizer,
                 "scheduler": scheduler,
@@ -590,8 +604,10 @@ class Config(CommandConfig):
 
     def _idle_context(self, typed: AbstractSet[str]) -> str | None:
         """A line on a value of context without it, or of a pretraining that isn't done."""
-        if "model.context.bandwidth" in typed and self.model.context.name != "smooth":
-            return "model.context.bandwidth has no effect: add model.context.name=smooth"
+        uses = {"bandwidth": "smooth", "width": "grid", "blocks": "grid"}
+        for key, name in uses.items():
+            if f"model.context.{key}" in typed and self.model.context.name != name:
+                return f"model.context.{key} has no effect: add model.context.name={name}"
         if self.data.crop == 1:
             idle = sorted(typed & {"data.window", "data.margin"})
             return f"{idle[0]} has no effect on single patches: add data.crop=8" if idle else None

@@ -46,6 +46,11 @@ def features_note(config: Config) -> list[str]:
         return []
     if config.data.features == "off":
         return ["the frozen backbone is computed anew in each step: data.features=off"]
+    if config.data.crop > 1 and config.model.context.name != "grid":
+        return [
+            "the frozen backbone is computed anew in each step, since data.crop="
+            f"{config.data.crop} gives a patch other features in each crop"
+        ]
     return [
         "the frozen backbone is computed anew in each step, since data.augment.stain_jitter and "
         "brightness give no finite set of views: set both to 0 to compute it once"

@@ -49,8 +49,9 @@ def predict_logits(
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in watched(batches, "predicting", total=-(-len(crops) // size)):
             image = as_float(batch["image"].to(device, non_blocking=True))
-            cell = batch["cell"]
-            found[cell[cell != NO_CELL]] = classifier(image, cell=cell.to(device)).cpu()
+            shown, cell = batch["shown"].to(device), batch["cell"].to(device)
+            logits = classifier(image, shown=shown, cell=cell)
+            found[cell[cell != NO_CELL].cpu()] = logits.cpu()
     logits = found[torch.from_numpy(rows)]
     if not bool(torch.isfinite(logits).all()):
         raise IDCError(f"logits are not finite: the weights in {run.checkpoint} can't be used")

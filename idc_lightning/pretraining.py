@@ -34,6 +34,8 @@ def check_pretraining(config: Config, splits: pd.Series) -> None:
     ):
         if mine != its:
             raise IDCError(f"{named} has another network: {what}={its}, where this one has {mine}")
+    if other.context.name == "grid" and own.context != other.context:
+        raise IDCError(f"{named} has another network: model.context.name=grid")
     here = splits.reindex(run.splits.index)
     trained = (run.splits == "train") & here.isin(["dev", "test"])
     tuned = (run.splits == "dev") & (here == "test")

@@ -11,12 +11,20 @@ from helpers_model import TINY, config_of, told, write_tissue
 from helpers_runs import evaluation, prediction, trained
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
-from idc_lightning.data.grid import NO_CELL, NO_LABEL
+from idc_lightning.config import AnyOptimizer, AnyScheduler, ModelConfig
+from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH
 from idc_lightning.evaluate import evaluate
+from idc_lightning.models.context import GridContext
 from idc_lightning.predict import predict
 from idc_lightning.ranks import ALONE
 from idc_lightning.results.run_folders import read_results
 from idc_lightning.training import build_data, build_model
+
+
+def sections(*overrides: str) -> tuple[ModelConfig, AnyOptimizer, AnyScheduler]:
+    config = config_of(*overrides)
+    return config.model, config.optimizer, config.scheduler
+
 
 CROPS = ("data.crop=2", "data.batch_size=16")
 PRETRAINED = (*CROPS, "pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=4")
@@ -179,6 +187,58 @@ def test_weights_that_know_patients_of_dev_or_test_are_refused(run: Path, tmp_pa
 
 def test_the_same_split_is_no_leak(run: Path, tmp_path: Path) -> None:
     trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={run}")
+
+
+# A net over the grid
+
+
+GRID = ("model.context.name=grid", "model.context.width=8", "model.context.blocks=1")
+
+
+def test_a_grid_begins_as_the_net_of_single_patches() -> None:
+    torch.manual_seed(0)
+    network = IDCClassifier(*sections(*TINY, *CROPS, *GRID)).eval()
+    image = torch.rand(2, 3, 2 * PATCH, 3 * PATCH)
+    with torch.inference_mode():
+        whole = network(image)
+        alone = network(image[:, :, PATCH:, :PATCH])
+    assert whole.shape == (2, 2, 3, 2)
+    torch.testing.assert_close(whole[:, 1:, :1], alone)
+
+
+def test_a_grid_sees_neighbours_as_far_as_its_blocks_reach_and_no_background() -> None:
+    torch.manual_seed(0)
+    grid = GridContext(5, 6, blocks=1).eval()
+    torch.nn.init.normal_(grid.leave.weight)
+    features = torch.rand(1, 7, 7, 5)
+    there = torch.ones(1, 7, 7, dtype=torch.bool)
+    there[0, 3, 4] = False
+    with torch.inference_mode():
+        before = grid(features, there)
+        for place, far in {(3, 5): True, (3, 6): False, (3, 4): False, (0, 0): False}.items():
+            other = features.clone()
+            other[0, *place] += torch.rand(5)
+            after = grid(other, there)
+            assert torch.equal(after[0, 3, 3], before[0, 3, 3]) != far, place
+            assert not after[0, 3, 4].any()
+
+
+def test_stored_features_of_a_grid_teach_what_images_teach(tmp_path: Path) -> None:
+    frozen = (*CROPS, *GRID, "model.freeze_backbone=true", "model.head.dropout=0", "seed=3")
+    weights = []
+    for name in ("auto", "off"):
+        own = trained(tmp_path / name, *frozen, f"data.features={name}", f"cache={tmp_path}/cache")
+        weights.append(torch.load(own / "checkpoints" / "last.ckpt", weights_only=True))
+    assert (tmp_path / "cache" / "features").is_dir()
+    for key, value in weights[0]["state_dict"].items():
+        torch.testing.assert_close(value, weights[1]["state_dict"][key], rtol=1e-4, atol=1e-5)
+    assert weights[0]["state_dict"]["network.context.leave.weight"].any()
+
+
+def test_a_frozen_backbone_that_sees_crops_is_computed_anew(tmp_path: Path) -> None:
+    own = trained(tmp_path, *CROPS, "model.freeze_backbone=true")
+    (note,) = read_results(own / "results.json")["notes"]
+    assert note.endswith("since data.crop=2 gives a patch other features in each crop")
 
 
 # Judging again

@@ -23,7 +23,7 @@ from idc_lightning.data.augment import as_float, augment, draw_views
 from idc_lightning.data.batches import Batch, Crops, gather, loader
 from idc_lightning.data.crops import Cut, judging_cut, training_cut
 from idc_lightning.data.features import Features
-from idc_lightning.data.grid import CLASSES, assemble
+from idc_lightning.data.grid import CLASSES, NO_CELL, assemble
 from idc_lightning.data.index import Index, read_index
 from idc_lightning.data.resident import resident_pixels
 from idc_lightning.data.sample import sample_patches
@@ -38,6 +38,7 @@ from idc_lightning.data.split import (
     split_patients,
 )
 from idc_lightning.data.store import Store, open_store
+from idc_lightning.data.views import viewed
 from idc_lightning.errors import IDCError
 
 
@@ -319,7 +320,7 @@ class IDCDataModule(lightning.LightningDataModule):
         """Augment train and turn bytes to float32 in 0 to 1, on the device; or add features."""
         training = self.trainer is not None and self.trainer.training
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        label, cell = batch["label"], batch["cell"]
+        label, cell, shown = batch["label"], batch["cell"], batch["shown"]
         if self.on_features:
             views = None
             if training:
@@ -327,14 +328,24 @@ class IDCDataModule(lightning.LightningDataModule):
                 views = draw_views(
                     self.data.augment, cell, number=number, seed=self.seed, epoch=epoch
                 )
-            return {**batch, "features": self._features_of(cell, views)}
-        image = batch["image"] if self._pixels is None else assemble(self._pixels[batch["shown"]])
+                label, cell = viewed(label, views), viewed(cell, views)
+                shown = cell
+            features = self._features_of(shown, views)
+            return {**batch, "features": features, "label": label, "cell": cell, "shown": shown}
+        image = batch["image"] if self._pixels is None else assemble(self._pixels[shown])
         if training:
             number = self._numbers(cell)
             image, label, cell = augment(
                 image, label, cell, self.data.augment, number=number, seed=self.seed, epoch=epoch
             )
-        return {**batch, "image": as_float(image), "label": label, "cell": cell}
+            shown = cell
+        return {
+            **batch,
+            "image": as_float(image),
+            "label": label,
+            "cell": cell,
+            "shown": shown,
+        }
 
     def _numbers(self, cell: Tensor) -> Tensor:
         """What the draws of crops depend on: the place of a patch in the pack, int64 [B].
@@ -346,10 +357,17 @@ class IDCDataModule(lightning.LightningDataModule):
         return self._places[cell.amax(dim=(1, 2))]
 
     def _features_of(self, cell: Tensor, views: Tensor | None) -> Tensor:
-        """Features of patches, float32 [B, 1, 1, F]."""
+        """Features of the patches of crops, float32 [B, h, w, F]; zero where there is none.
+
+        Each patch has the view of its crop, int64 [B].
+        """
         if self.features is None:
             raise RuntimeError("the features of the frozen backbone aren't computed yet")
-        return self.features.read(cell.flatten(), views).to(cell.device)[:, None, None]
+        if views is not None:
+            views = views[:, None, None].expand(cell.shape).flatten()
+        features = self.features.read(cell.flatten().clamp_min(0), views).to(cell.device)
+        missing = (cell == NO_CELL).flatten()[:, None]
+        return features.masked_fill_(missing, 0).reshape(*cell.shape, -1)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of its data: plain values of where and how it was read."""

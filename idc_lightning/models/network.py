@@ -1,4 +1,4 @@
-"""The network: normalisation, backbone, pooling to the grid of cells, head on each cell.
+"""The network: normalisation, backbone, pooling to the grid of cells, context, head on each cell.
 
 For a single patch the pooling is torchvision's global one, so the notebook's net is the case of a
 grid of one cell.
@@ -9,9 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from idc_lightning.config import HeadConfig
+from idc_lightning.config import ContextConfig, HeadConfig
 from idc_lightning.data.grid import PATCH
 from idc_lightning.models.backbone import build_backbone
+from idc_lightning.models.context import GridContext
 from idc_lightning.models.dropout import Dropout
 from idc_lightning.models.raster import raster_of
 
@@ -78,6 +79,7 @@ class PatchNetwork(nn.Module):
         head: Layers on the features of a cell.
         classes: Number of classes.
         frozen: Whether the backbone learns nothing, neither weights nor statistics.
+        context: How patches take note of each other; a grid lets the backbone see each patch alone.
 
     Attributes:
         width: Number of features of a cell, F.
@@ -88,12 +90,21 @@ class PatchNetwork(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, head: HeadConfig, *, classes: int = 2, frozen: bool = False
+        self,
+        backbone: str,
+        head: HeadConfig,
+        *,
+        classes: int = 2,
+        frozen: bool = False,
+        context: ContextConfig | None = None,
     ) -> None:
         super().__init__()
         self.normalize = Normalize()
         self.backbone, self.width = build_backbone(backbone)
         self.raster = raster_of(self.backbone)
+        self.context = None
+        if context is not None and context.name == "grid":
+            self.context = GridContext(self.width, context.width, context.blocks)
         self.head = Head(self.width, classes, head)
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
@@ -108,16 +119,43 @@ class PatchNetwork(nn.Module):
             self.backbone.eval()
         return self
 
-    def features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor, shown: Tensor | None = None) -> Tensor:
         """Features of each cell.
 
         Args:
             image: Float [B, 3, 50h, 50w] in 0 to 1.
+            shown: Where there is a patch, bool [B, h, w]; None is everywhere.
 
         Returns:
             Float32 [B, h, w, F].
         """
-        return self.pooled(image).permute(0, 2, 3, 1).float()
+        if self.context is None:
+            return self.pooled(image).permute(0, 2, 3, 1).float()
+        rows, columns = (size // PATCH for size in image.shape[-2:])
+        cells = image.reshape(len(image), 3, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
+        if shown is None:
+            shown = cells.new_ones(cells.shape[:3], dtype=torch.bool)
+        found = self.pooled(cells[shown])[:, :, 0, 0].float()
+        features = found.new_zeros(*shown.shape, self.width)
+        features[shown] = found
+        return features
+
+    def refine(self, features: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Let patches take note of each other.
+
+        Args:
+            features: Float32 [B, h, w, F], of `features`.
+            shown: Where there is a patch, bool [B, h, w]; None is everywhere.
+
+        Returns:
+            The same shape.
+        """
+        if self.context is None:
+            return features
+        if shown is None:
+            shown = features.new_ones(features.shape[:-1], dtype=torch.bool)
+        refined: Tensor = self.context(features, shown)
+        return refined.float()
 
     def pooled(self, image: Tensor) -> Tensor:
         """Features as the backbone gives them, in whatever precision, float [B, F, h, w].
@@ -145,13 +183,13 @@ class PatchNetwork(nn.Module):
         Returns:
             Float32 [B, h, w, K].
         """
-        return self.classify(self.features(image))
+        return self.classify(self.refine(self.features(image)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits of features.
 
         Args:
-            features: Float32 [..., F], of `features`.
+            features: Float32 [..., F], of `refine`.
 
         Returns:
             Float32 [..., K].
