@@ -22,7 +22,8 @@ from idc_lightning.config import (
 )
 from idc_lightning.data.batches import Batch, is_single, split_block
 from idc_lightning.data.datamodule import IDCDataModule
-from idc_lightning.data.grid import NO_CELL, NO_LABEL
+from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH
+from idc_lightning.data.views import VIEWS, as_view
 from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.errors import IDCError
 from idc_lightning.files import replaced
@@ -236,6 +237,37 @@ class IDCClassifier(lightning.LightningModule):
             features = features[cell != NO_CELL]
         return self.network.classify(features)
 
+    def judge(
+        self,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+        shown: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> Tensor:
+        """Logits by which patches are judged after training, means over all eight views if wanted.
+
+        Args:
+            image: As of `forward`.
+            features: Likewise; of them the logits are taken as they are.
+            shown: Likewise.
+            cell: Likewise.
+
+        Returns:
+            Float32 [n, 2] of the cells that are judged.
+        """
+        if image is None or not self.model_config.test_time_augmentation:
+            logits: Tensor = self(image, features, shown, cell)
+            return logits.flatten(0, -2)
+        if shown is None or cell is None:
+            shown = cell = image.new_zeros(len(image), *_grid(image), dtype=torch.long)
+        place = torch.arange(cell.numel(), device=cell.device).reshape(cell.shape)
+        total = torch.zeros(cell.numel(), 2, device=cell.device)
+        for view in range(VIEWS):
+            turned = as_view(cell, view, rows=1)
+            logits = self(as_view(image, view, rows=2), None, as_view(shown, view, rows=1), turned)
+            total[as_view(place, view, rows=1)[turned != NO_CELL]] += logits
+        return total[(cell != NO_CELL).flatten()] / VIEWS
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | BlockOutput:
         """Loss of a batch of train; of a block, whose steps are taken here, what each of them gave.
 
@@ -329,7 +361,8 @@ class IDCClassifier(lightning.LightningModule):
         """Logits and labels of a batch, kept for the metrics of the epoch."""
         if batch_idx == 0:  # an interrupted epoch may have left some
             self._seen[stage] = []
-        logits = self(**inputs_of(batch)).flatten(0, -2)
+        learning = stage == "train" or self.trainer.state.fn == TrainerFn.FITTING
+        logits = (self if learning else self.judge)(**inputs_of(batch)).flatten(0, -2)
         cells, labels = judged_cells(batch)
         self._seen.setdefault(stage, []).append((cells, logits.detach(), labels))
         return logits, labels
@@ -457,6 +490,11 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     if not is_single(batch):
         inputs |= {"shown": batch["shown"], "cell": batch["cell"]}
     return inputs
+
+
+def _grid(image: Tensor) -> tuple[int, int]:
+    """Rows and columns of cells in images."""
+    return image.shape[-2] // PATCH, image.shape[-1] // PATCH
 
 
 def judged_cells(batch: Batch) -> tuple[Tensor, Tensor]:

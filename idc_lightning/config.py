@@ -238,6 +238,7 @@ class ModelConfig(Section):
     freeze_backbone: bool
     frozen_batchnorm: Literal["imagenet", "adapt"]
     compile: bool
+    test_time_augmentation: bool
     head: HeadConfig
     context: ContextConfig
     loss: LossConfig
@@ -543,6 +544,15 @@ class Config(CommandConfig):
         # A backbone that sees crops gives a patch other features in each of them.
         alone = self.data.crop == 1 or self.model.context.name == "grid"
         return frozen and self.data.augment.is_finite and alone
+
+    @model_validator(mode="after")
+    def _views_have_images(self) -> "Config":
+        if self.model.test_time_augmentation and self.learns_on_features:
+            raise ValueError(
+                "model.test_time_augmentation=true needs images, where features of the frozen "
+                "backbone are stored: add data.features=off"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grid_has_neighbours(self) -> "Config":

@@ -50,7 +50,7 @@ def predict_logits(
         for batch in watched(batches, "predicting", total=-(-len(crops) // size)):
             image = as_float(batch["image"].to(device, non_blocking=True))
             shown, cell = batch["shown"].to(device), batch["cell"].to(device)
-            logits = classifier(image, shown=shown, cell=cell)
+            logits = classifier.judge(image, shown=shown, cell=cell)
             found[cell[cell != NO_CELL].cpu()] = logits.cpu()
     logits = found[torch.from_numpy(rows)]
     if not bool(torch.isfinite(logits).all()):

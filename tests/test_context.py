@@ -241,6 +241,37 @@ def test_a_frozen_backbone_that_sees_crops_is_computed_anew(tmp_path: Path) -> N
     assert note.endswith("since data.crop=2 gives a patch other features in each crop")
 
 
+# All eight views
+
+
+def test_views_are_averaged_where_they_lie() -> None:
+    torch.manual_seed(0)
+    model = IDCClassifier(*sections(*TINY, *CROPS, "model.test_time_augmentation=true")).eval()
+    image = torch.rand(2, 3, 2 * PATCH, 3 * PATCH)
+    cell = torch.tensor([[[5, NO_CELL, 1], [2, 3, 4]], [[0, 6, 7], [8, NO_CELL, NO_CELL]]])
+    with torch.inference_mode():
+        logits = model.judge(image, shown=cell, cell=cell)
+        for other in (image.flip(3), image.rot90(1, (2, 3))):
+            dims = (1, 2)
+            same = cell.flip(2) if other.shape == image.shape else cell.rot90(1, dims)
+            again = model.judge(other, shown=same, cell=same)
+            order, wanted = (part[part != NO_CELL].argsort() for part in (same, cell))
+            torch.testing.assert_close(again[order], logits[wanted], rtol=1e-4, atol=1e-5)
+        single = model.judge(image[:, :, :PATCH, :PATCH])
+        alone = [model(image[:, :, :PATCH, :PATCH].rot90(turn, (2, 3))) for turn in range(4)]
+        alone += [model(image[:, :, :PATCH, :PATCH].rot90(k, (2, 3)).flip(3)) for k in range(4)]
+    torch.testing.assert_close(single, torch.stack(alone).mean(0).flatten(0, -2))
+
+
+def test_views_are_averaged_after_training_only(tmp_path: Path) -> None:
+    own = trained(tmp_path, *CROPS, "model.test_time_augmentation=true", "logger=default")
+    logged = pd.read_csv(own / "metrics.csv")["dev/auroc"].dropna()
+    plain = trained(tmp_path / "plain", *CROPS, "logger=default")
+    assert logged.tolist() == pd.read_csv(plain / "metrics.csv")["dev/auroc"].dropna().tolist()
+    ours, theirs = predictions(own, "test")["proba"], predictions(plain, "test")["proba"]
+    assert (ours != theirs).any()
+
+
 # Judging again
 
 

@@ -22,13 +22,20 @@ FLIP_X, FLIP_Y, TRANSPOSE = 1, 2, 4
 def _sources(size: int, device: torch.device) -> Tensor:
     """From which place each place of each view comes, int64 [8, size * size]."""
     places = torch.arange(size * size, device=device).reshape(size, size)
-    return torch.stack([_viewed(places, view).flatten() for view in range(VIEWS)])
+    return torch.stack([as_view(places, view).flatten() for view in range(VIEWS)])
 
 
-def _viewed(square: Tensor, view: int) -> Tensor:
-    square = square.T if view & TRANSPOSE else square
-    square = square.flip(1) if view & FLIP_X else square
-    return square.flip(0) if view & FLIP_Y else square
+def as_view(tissue: Tensor, view: int, *, rows: int = 0) -> Tensor:
+    """Give tissue a view, which changes height and width if it turns what isn't square.
+
+    Args:
+        tissue: Of any dtype.
+        view: 0 to 7.
+        rows: Its dimension of rows, which that of columns follows.
+    """
+    turned = tissue.transpose(rows, rows + 1) if view & TRANSPOSE else tissue
+    turned = turned.flip(rows + 1) if view & FLIP_X else turned
+    return turned.flip(rows) if view & FLIP_Y else turned
 
 
 def viewed(squares: Tensor, views: Tensor) -> Tensor:
@@ -58,7 +65,7 @@ def _composed() -> Tensor:
     degrees, done in this order.
     """
     square = torch.arange(4).reshape(2, 2)
-    views = {tuple(_viewed(square, view).flatten().tolist()): view for view in range(VIEWS)}
+    views = {tuple(as_view(square, view).flatten().tolist()): view for view in range(VIEWS)}
     table = []
     for half, quarter, rows, columns in product((False, True), repeat=4):
         changed = square.flip(1) if columns else square
