@@ -123,10 +123,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _crops_fit(self) -> "DataConfig":
-        if self.batch_size < self.crop**2:
+        # BatchNorm can't be trained on a single patch, which a crop may hold.
+        if self.batch_size < 2 * self.crop**2:
             raise ValueError(
-                f"batch_size={self.batch_size} holds no crop of {self.crop}x{self.crop} patches: "
-                f"take {self.crop**2} or more"
+                f"batch_size={self.batch_size} holds less than two crops of {self.crop}x"
+                f"{self.crop} patches: take {2 * self.crop**2} or more"
             )
         if self.window <= 2 * self.margin:
             raise ValueError(

@@ -115,13 +115,18 @@ def single(tmp_path_factory: pytest.TempPathFactory, double: dict[str, str]) -> 
     return folder / "run"
 
 
-def assert_follows(ours: Path, single: Path) -> None:
-    """A run of several processes went the way of a single one, and judged each patch once."""
+def assert_follows_in_training(ours: Path, single: Path) -> None:
+    """A training of several processes took the steps of a single one."""
     logged = [pd.read_csv(path / "metrics.csv") for path in (ours, single)]
     losses = [table["train/loss"].dropna().to_numpy() for table in logged]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     steps = [table.loc[table["train/loss"].notna(), "step"].tolist() for table in logged]
     assert steps[0] == steps[1]
+
+
+def assert_follows(ours: Path, single: Path) -> None:
+    """A run of several processes went the way of a single one, and judged each patch once."""
+    assert_follows_in_training(ours, single)
     for split in ("dev", "test"):
         tables = [pd.read_csv(path / "predictions" / f"{split}.csv") for path in (ours, single)]
         cells = [table[["patient_id", "x", "y", "true"]] for table in tables]
@@ -140,6 +145,21 @@ def test_two_processes_follow_one(tmp_path: Path, single: Path, double: dict[str
     assert (ended.returncode, ended.stderr) == (0, "")
     assert_follows(tmp_path / "run", single)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_two_processes_learn_and_judge_crops_as_one_does(
+    tmp_path: Path, double: dict[str, str]
+) -> None:
+    """Dev has fewer windows than there are processes, which all have to take part."""
+    crops = (*RUN, "data.crop=4", "data.batch_size=64", "trainer.epochs=1")
+    first = ("pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=32")
+    few = ("split.dev=0.05", "pretraining.max_lr=0.00001")
+    for name, more in {"one": ("trainer=cpu",), "two": TWO}.items():
+        ended = run(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert read_results(tmp_path / "one" / "results.json")["patients"]["dev"] == 1
+    assert_follows(tmp_path / "two", tmp_path / "one")
+    assert_follows_in_training(tmp_path / "two" / "pretraining", tmp_path / "one" / "pretraining")
 
 
 def test_without_shared_statistics_all_processes_judge_by_their_mean(

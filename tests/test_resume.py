@@ -102,6 +102,7 @@ def assert_same(ours: Path, undisturbed: Path) -> None:
 CROPS = (
     *RUN,
     "data.crop=4",
+    "data.batch_size=64",
     "trainer.epochs=2",
     "pretraining=patches",
     "pretraining.epochs=2",

@@ -230,15 +230,12 @@ class IDCDataModule(lightning.LightningDataModule):
 
     def _drops_last(self) -> bool:
         size, count = self.batch_size, len(self._training())
-        single = self.data.crop == 1
-        what, cells = ("patches" if single else "crops"), self.data.crop**2
-        # BatchNorm can't be trained on a single patch.
-        least = (2 if single else 1) * ranks.world()
+        what, cells = ("patches" if self.data.crop == 1 else "crops"), self.data.crop**2
+        least = 2 * ranks.world()  # BatchNorm can't be trained on a batch of one
         if size < least:
             raise IDCError(
-                f"data.batch_size={self.data.batch_size} is less than {least // ranks.world()} "
-                f"{what} for each of {ranks.world()} processes: take {least * cells} or more, or "
-                "lower trainer.devices"
+                f"data.batch_size={self.data.batch_size} is less than 2 {what} for each of "
+                f"{ranks.world()} processes: take {least * cells} or more, or lower trainer.devices"
             )
         drops = self.data.drop_last or 0 < count % size < least
         if drops and count < size:

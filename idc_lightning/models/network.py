@@ -197,4 +197,4 @@ class PatchNetwork(nn.Module):
         # The head costs little, and bfloat16 logits would be too coarse to rank patches by.
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.flatten(0, -2))
-        return logits.reshape(*features.shape[:-1], -1)
+        return logits.reshape(*features.shape[:-1], logits.shape[-1])
