@@ -38,7 +38,7 @@ def fails_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None, BaseExc
                 raise error
             return build_trainer(config, *arguments, **named)
 
-        monkeypatch.setattr("idc_lightning.train.build_trainer", build)
+        monkeypatch.setattr("idc_lightning.training.build_trainer", build)
 
     return choose
 

@@ -154,7 +154,7 @@ def test_the_decision_is_that_of_dev_and_stands_in_the_checkpoint(
     folder: Path, results: dict[str, Any]
 ) -> None:
     model = load_classifier(folder / "checkpoints" / "best.ckpt")
-    decision = {name: results[name] for name in ("temperature", "bias", "threshold")}
+    decision = {name: results[name] for name in ("temperature", "bias", "threshold", "bandwidth")}
     assert asdict(model.decision) == decision
     dev = table(folder, "dev")
     best = max(metrics.f1_score(dev["true"], dev["proba"] >= edge) for edge in dev["proba"])

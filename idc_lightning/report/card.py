@@ -7,9 +7,8 @@ from idc_lightning.classifier import IDCClassifier
 from idc_lightning.config import AnyData, DemoDataConfig
 
 LIMITS = (
-    "A patch shows 0.2 mm of tissue and is judged {context}. The "
-    "public data set holds one stain and one kind of scanner, its labels are regions drawn by one "
-    "pathologist at low magnification, and patches at their borders are uncertain. Other "
+    "The public data set holds one stain and one kind of scanner, its labels are regions drawn by "
+    "one pathologist at low magnification, and patches at their borders are uncertain. Other "
     "laboratories, scanners, magnifications, other carcinomas and carcinoma in situ were not "
     "tested. Probabilities are calibrated for dev's share of IDC; where IDC is rarer or more "
     "frequent they are shifted."
@@ -57,7 +56,9 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         else "Patches in the layout of the public data set Breast Histopathology Images.",
         "Patients": f"{counts}. It must not be judged on its train patients, and dev was used to "
         "choose epoch, temperature, bias and threshold.",
-        "Known limits": SYNTHETIC if synthetic else LIMITS.format(context=_context(model, data)),
+        "Known limits": SYNTHETIC
+        if synthetic
+        else f"A patch shows 0.2 mm of tissue and is judged {_context(model, data)}. {LIMITS}",
     }
 
 
