@@ -6,25 +6,27 @@ import pandas as pd
 from torch import Tensor
 
 from idc_lightning import ranks
+from idc_lightning.callbacks import Throughput
 from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
-from idc_lightning.checkpoints import PRETRAINING
+from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.classifier import load_classifier
 from idc_lightning.config import Config, PatchPretrainingConfig
 from idc_lightning.data.datamodule import Ready
 from idc_lightning.errors import IDCError, listed
-from idc_lightning.runs import read_run
+from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.runs import Run, read_run
 from idc_lightning.training import build_data, build_model, fit
 
 
-def check_pretraining(config: Config, splits: pd.Series) -> None:
-    """Stop if the weights of another run can't be taken, or know patients of dev or test.
+def named_run(config: Config) -> Run | None:
+    """The run whose weights are taken, if one is named.
 
     Raises:
-        IDCError: If they can't, or do.
+        IDCError: If there is no such run, or its network is another one.
     """
     pretraining = config.pretraining
     if pretraining.name == "none" or pretraining.run is None:
-        return
+        return None
     run = read_run(pretraining.run)
     named = f"pretraining.run={pretraining.run}"
     own, other = config.model, run.classifier.model_config
@@ -36,31 +38,52 @@ def check_pretraining(config: Config, splits: pd.Series) -> None:
             raise IDCError(f"{named} has another network: {what}={its}, where this one has {mine}")
     if other.context.name == "grid" and own.context != other.context:
         raise IDCError(f"{named} has another network: model.context.name=grid")
+    return run
+
+
+def check_leak(run: Run, splits: pd.Series) -> None:
+    """Stop if a run whose weights are taken knows patients of dev or test.
+
+    Args:
+        run: It has learned from its train patients, and its epoch was chosen on dev.
+        splits: Of the patients here, by patient_id.
+
+    Raises:
+        IDCError: If it does.
+    """
     here = splits.reindex(run.splits.index)
     trained = (run.splits == "train") & here.isin(["dev", "test"])
     tuned = (run.splits == "dev") & (here == "test")
     leaked = run.splits.index[trained | tuned].tolist()
     if leaked:
         raise IDCError(
-            f"{named} knew {len(leaked)} patients of this run's dev and test ({listed(leaked)}): "
-            "take a run with the same split"
+            f"pretraining.run={run.checkpoint} knew {len(leaked)} patients of this run's dev and "
+            f"test ({listed(leaked)}): take a run with the same split"
         )
 
 
-def pretrained(
+def pretrain(
     config: Config,
     pretraining: PatchPretrainingConfig,
     folder: Path,
     ready: Ready,
     place: ranks.Place,
 ) -> dict[str, Tensor] | None:
-    """Weights of the run on single patches that is named, or of one that is trained first.
+    """Take the weights of the run that is named, or train on single patches first.
+
+    Args:
+        config: Of the run that follows.
+        pretraining: Its section.
+        folder: Its run folder.
+        ready: Its data.
+        place: Of this process.
 
     Returns:
-        The network's; None but in the leader, from whom the other processes take theirs.
+        The network's weights; None but in the leader, from whom other processes take theirs.
     """
-    if pretraining.run is not None:
-        return read_run(pretraining.run).classifier.network.state_dict() if place.leads else None
+    run = named_run(config)
+    if run is not None:
+        return run.classifier.network.state_dict() if place.leads else None
     before, own = config.of_pretraining(pretraining), folder / PRETRAINING
     if place.leads:
         print(f"pretraining on single patches, {pretraining.epochs} epochs", flush=True)
@@ -69,3 +92,11 @@ def pretrained(
     if not place.leads:
         return None
     return load_classifier(own / CHECKPOINTS / "best.ckpt").network.state_dict()
+
+
+def seconds_of_pretraining(folder: Path) -> float:
+    """Seconds that the pretraining in a run folder took; 0 if there was none."""
+    last = last_checkpoint(folder / PRETRAINING)
+    if not last.is_file():
+        return 0.0
+    return float(read_checkpoint(last)["callbacks"][Throughput.__qualname__]["elapsed"])

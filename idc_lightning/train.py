@@ -23,7 +23,12 @@ from idc_lightning.figures.training import draw_training
 from idc_lightning.files import remove_partials
 from idc_lightning.frozen import features_note
 from idc_lightning.lr_range_test import LRRangeTest
-from idc_lightning.pretraining import check_pretraining, pretrained
+from idc_lightning.pretraining import (
+    check_leak,
+    named_run,
+    pretrain,
+    seconds_of_pretraining,
+)
 from idc_lightning.pruning import Pruning
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
@@ -70,6 +75,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = ranks.place_of(config.trainer, accelerator)
     # First, so that a wrong name of a network is told before a large data set is made ready.
     model = build_model(config)
+    taken = named_run(config)
     data = build_data(config, place)
     data.prepare_data()
     data.setup()
@@ -77,7 +83,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     out.print(data_table(data.summary()))
     for note in [*data.notes(), *features_note(config)]:
         out.print(note, highlight=False, markup=False)
-    check_pretraining(config, data.splits)
+    if taken is not None:
+        check_leak(taken, data.splits)
     write_splits(data.splits, folder / "splits.csv")
 
     with ranks.leading(place, config, folder, data.ready):
@@ -94,7 +101,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         judged = judged_run(config, folder, judgement, data, model, trainer)
         pictures = write_run_report(folder, judged, config.report)
     log_end(trainer, model, config, folder, judgement, pictures)
-    results = judgement.values() | run_facts(config, data, trainer)
+    results = judgement.values() | run_facts(config, folder, data, trainer)
     write_results(folder / RESULTS, results)
     if config.trainer.profiler is not None:
         out.print(trainer.profiler.summary(), highlight=False)  # type: ignore[attr-defined]
@@ -119,7 +126,7 @@ def fit_and_test(
         The trainer; the classifier has the decision and the outputs of dev and test.
     """
     if config.pretraining.name == "patches" and not last_checkpoint(folder).is_file():
-        model.start = pretrained(config, config.pretraining, folder, data.ready, place)
+        model.start = pretrain(config, config.pretraining, folder, data.ready, place)
     trainer = fit(config, folder, data, model, place)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
     smoothing = config.model.context.name == "smooth"
@@ -136,7 +143,9 @@ def fit_and_test(
     return trainer
 
 
-def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -> dict[str, Any]:
+def run_facts(
+    config: Config, folder: Path, data: IDCDataModule, trainer: lightning.Trainer
+) -> dict[str, Any]:
     """What results.json says beside the metrics."""
     search, throughput = _callback(trainer, LRRangeTest), _callback(trainer, Throughput)
     pruning = _callback(trainer, Pruning)
@@ -149,7 +158,7 @@ def run_facts(config: Config, data: IDCDataModule, trainer: lightning.Trainer) -
         "epochs": trainer.current_epoch,
         "pruned_after": pruning.pruned_after if pruning else None,
         "lr_range_test": asdict(search.result) if search and search.result else None,
-        "seconds": round(throughput.elapsed, 1),
+        "seconds": round(throughput.elapsed + seconds_of_pretraining(folder), 1),
         "images_per_second": throughput.images_per_second,
         "precision": trainer.precision,
         "versions": versions(),

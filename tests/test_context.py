@@ -146,6 +146,14 @@ def test_crops_begin_with_what_single_patches_have_taught(run: Path, tmp_path: P
     assert not (tmp_path / "run" / "pretraining").exists()
 
 
+def test_the_time_of_pretraining_counts(run: Path) -> None:
+    first = torch.load(run / "pretraining" / "checkpoints" / "last.ckpt", weights_only=True)
+    own = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    both = [content["callbacks"]["Throughput"]["elapsed"] for content in (first, own)]
+    assert min(both) > 0
+    assert read_results(run / "results.json")["seconds"] >= round(sum(both), 1)
+
+
 def test_test_is_not_looked_at_before_the_end(run: Path) -> None:
     for folder in (run, run / "pretraining"):
         logged = pd.read_csv(folder / "metrics.csv") if (folder / "metrics.csv").exists() else None
@@ -158,13 +166,14 @@ def test_test_is_not_looked_at_before_the_end(run: Path) -> None:
     [
         (("model.head.hidden=[4]",), "another network: model.head.hidden=[8], where this one"),
         (("model.backbone=shufflenet_v2_x1_0",), "another network: model.backbone="),
+        (("pretraining.run=nowhere",), "run=nowhere doesn't exist: give a run folder"),
     ],
 )
 def test_weights_that_cannot_be_taken_are_told(
     run: Path, tmp_path: Path, overrides: tuple[str, ...], said: str
 ) -> None:
     taken = ("pretraining=patches", f"pretraining.run={run}")
-    with told(f"pretraining.run={run}", said):
+    with told(said):
         trained(tmp_path, *CROPS, *taken, *overrides)
 
 
