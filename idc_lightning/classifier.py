@@ -441,7 +441,8 @@ class IDCClassifier(lightning.LightningModule):
             # The best epoch is judged once more after training; its curves hold it already.
             logger=self.trainer.state.fn != TrainerFn.VALIDATING,
         )
-        self.outputs[stage] = (cells.cpu(), logits.cpu())
+        judged = cells != NO_CELL  # a window may be shown without judging it
+        self.outputs[stage] = (cells[judged].cpu(), logits[judged].cpu())
 
     def _of_all(self, seen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Cells, logits and labels of the batches of all processes, in the order of one."""

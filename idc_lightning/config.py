@@ -561,6 +561,12 @@ class Config(CommandConfig):
             raise ValueError(
                 "model.context.name=grid has no neighbours to see with data.crop=1: add data.crop=8"
             )
+        reach = 2 * self.model.context.blocks
+        if self.model.context.name == "grid" and self.data.margin < reach:
+            raise ValueError(
+                f"data.margin={self.data.margin} is less than the {reach} patches that "
+                f"model.context.blocks={self.model.context.blocks} see on every side"
+            )
         return self
 
     def of_pretraining(self, pretraining: PatchPretrainingConfig) -> "Config":
@@ -619,20 +625,21 @@ class Config(CommandConfig):
         for key, name in uses.items():
             if f"model.context.{key}" in typed and self.model.context.name != name:
                 return f"model.context.{key} has no effect: add model.context.name={name}"
+        pretraining = self.pretraining
+        trains = pretraining.name == "patches" and pretraining.run is None
+        if pretraining.name == "patches" and not trains:
+            own = {f"pretraining.{name}" for name in ("epochs", "batch_size", "max_lr")}
+            idle = sorted(typed & {*own, "model.weights"})
+            if idle:
+                return f"{idle[0]} has no effect, since pretraining.run={pretraining.run} is taken"
         if self.data.crop == 1:
             idle = sorted(typed & {"data.window", "data.margin"})
             return f"{idle[0]} has no effect on single patches: add data.crop=8" if idle else None
-        if "data.eval_batch_size" in typed:
+        if "data.eval_batch_size" in typed and not trains and not self.model.freeze_backbone:
             return (
                 "data.eval_batch_size has no effect, since dev and test are taken by whole slides: "
                 "give data.window"
             )
-        pretraining = self.pretraining
-        if isinstance(pretraining, PatchPretrainingConfig) and pretraining.run is not None:
-            own = {f"pretraining.{name}" for name in ("epochs", "batch_size", "max_lr")}
-            idle = sorted(typed & own)
-            if idle:
-                return f"{idle[0]} has no effect, since pretraining.run={pretraining.run} is taken"
         return None
 
     def _idle_rate(self, typed: AbstractSet[str]) -> str | None:
@@ -868,7 +875,7 @@ def _problem(
         return f"{key}.name={item['ctx']['tag']} should be one of {item['ctx']['expected_tags']}"
     message = str(item["msg"]).removeprefix("Input ").removesuffix(" for <class 'pathlib.Path'>")
     if kind == "value_error":
-        return f"{key}: {message.removeprefix('Value error, ')}"
+        return f"{key}: {message.removeprefix('Value error, ')}".removeprefix(": ")
     shown = "" if isinstance(value, Mapping | BaseModel) else f"={_shown(value)}"
     return f"{key}{shown} {message}"
 

@@ -88,7 +88,13 @@ def pretrain(
     if place.leads:
         print(f"pretraining on single patches, {pretraining.epochs} epochs", flush=True)
     model, data = build_model(before), build_data(before, place, ready)
-    fit(before, own, data, model, place)
+    try:
+        fit(before, own, data, model, place)
+    except IDCError as error:
+        raise IDCError(
+            f"pretraining, whose values are pretraining.batch_size and pretraining.max_lr: {error}"
+        ) from error
+    data.free_device()
     if not place.leads:
         return None
     return load_classifier(own / CHECKPOINTS / "best.ckpt").network.state_dict()

@@ -75,7 +75,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = ranks.place_of(config.trainer, accelerator)
     # First, so that a wrong name of a network is told before a large data set is made ready.
     model = build_model(config)
-    taken = named_run(config)
+    goes_on = last_checkpoint(folder).is_file()
+    taken = None if goes_on else named_run(config)
     data = build_data(config, place)
     data.prepare_data()
     data.setup()

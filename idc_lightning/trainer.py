@@ -75,7 +75,9 @@ def build_trainer(
             course=config.course(),
             sweep=config.sweep,
             logs=bool(loggers),
-            single_thread_head=accelerator == "cpu" and config.model.freeze_backbone,
+            single_thread_head=accelerator == "cpu"
+            and config.model.freeze_backbone
+            and config.model.context.name != "grid",
         ),
         logger=loggers,
         enable_progress_bar=progress != "none",

@@ -240,6 +240,23 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "override", "part"),
     [
+        (
+            "model.context.name=grid",
+            "data.crop=1",
+            "configuration: model.context.name=grid has no neighbours to see with data.crop=1",
+        ),
+        ("data.crop=8", "data.batch_size=127", "data: batch_size=127 holds less than two crops"),
+        ("data.margin=20", "data.window=40", "data: window=40 leaves nothing to judge within"),
+        (
+            "experiment=context",
+            "model.context={name:grid,blocks:3}",
+            "configuration: data.margin=4 is less than the 6 patches that model.context.blocks=3",
+        ),
+        (
+            "model.test_time_augmentation=true",
+            "experiment=notebook",
+            "configuration: model.test_time_augmentation=true needs images",
+        ),
         ("scheduler=cyclic", "scheduler.base_lr=1", "scheduler: base_lr=1 is above max_lr=0.006"),
         ("scheduler=cyclic", "scheduler.unit=epoch", "scheduler.unit=epoch should be"),
         ("scheduler=onecycle", "scheduler.warmup=1", "scheduler.warmup=1 should be less than 1"),
@@ -376,6 +393,17 @@ FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
 @pytest.mark.parametrize(
     ("overrides", "typed", "idle"),
     [
+        ([], "data.margin", "data.margin has no effect on single patches: add data.crop=8"),
+        (["data.crop=8"], "data.margin", None),
+        (["data.crop=8"], "data.eval_batch_size", "give data.window"),
+        (["experiment=context"], "data.eval_batch_size", None),
+        ([], "model.context.bandwidth", "add model.context.name=smooth"),
+        (["model.context.name=smooth"], "model.context.bandwidth", None),
+        (["model.context.name=smooth"], "model.context.width", "add model.context.name=grid"),
+        (["experiment=context"], "pretraining.epochs", None),
+        (["experiment=context"], "model.weights", None),
+        (["experiment=context", "pretraining.run=a"], "pretraining.epochs", "run=a is taken"),
+        (["experiment=context", "pretraining.run=a"], "model.weights", "run=a is taken"),
         ([], "scheduler.max_lr", None),
         ([], "optimizer.lr", "scheduler=onecycle sets the rate"),
         (["scheduler=cosine"], "optimizer.lr", None),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_model import TINY, config_of, told, write_tissue
-from helpers_runs import evaluation, prediction, trained
+from helpers_runs import QUICK, evaluation, prediction, trained
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import AnyOptimizer, AnyScheduler, ModelConfig
@@ -18,6 +18,7 @@ from idc_lightning.models.context import GridContext
 from idc_lightning.predict import predict
 from idc_lightning.ranks import ALONE
 from idc_lightning.results.run_folders import read_results
+from idc_lightning.train import train
 from idc_lightning.training import build_data, build_model
 
 
@@ -175,6 +176,19 @@ def test_weights_that_cannot_be_taken_are_told(
     taken = ("pretraining=patches", f"pretraining.run={run}")
     with told(said):
         trained(tmp_path, *CROPS, *taken, *overrides)
+
+
+def test_a_run_goes_on_without_the_one_that_it_began_with(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "first")
+    taken = ("pretraining=patches", f"pretraining.run={tmp_path}/first")
+    recipe = (*CROPS, *taken, "scheduler=none", f"cache={tmp_path}/cache")
+    own = trained(tmp_path, *recipe)
+    before = torch.load(own / "checkpoints" / "last.ckpt", weights_only=True)
+    shutil.rmtree(tmp_path / "first")
+    config = config_of(*TINY, *write_tissue(tmp_path), *QUICK, *recipe, "trainer.epochs=2")
+    train(config, own)
+    after = torch.load(own / "checkpoints" / "last.ckpt", weights_only=True)
+    assert after["global_step"] == 2 * before["global_step"]
 
 
 def test_weights_that_know_patients_of_dev_or_test_are_refused(run: Path, tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ class IDCDataModule(lightning.LightningDataModule):
                 f"data.batch_size={self.data.batch_size} is less than 2 {what} for each of "
                 f"{ranks.world()} processes: take {least * cells} or more, or lower trainer.devices"
             )
+        if self.data.crop > 1 and count < least:
+            raise IDCError(f"train has {count} {what}, too few to learn from: lower data.crop")
         drops = self.data.drop_last or 0 < count % size < least
         if drops and count < size:
             raise IDCError(
@@ -296,6 +298,12 @@ class IDCDataModule(lightning.LightningDataModule):
             self._pixels = resident_pixels(self.store, self._device(), self.data.device_resident)
         images = not self.on_features and self._pixels is None
         return Crops(self.store, cut, images=images)
+
+    def free_device(self) -> None:
+        """Give back the memory of pixels that lie on the device; batches need them no more."""
+        self._pixels = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device

@@ -154,8 +154,10 @@ class PatchNetwork(nn.Module):
             return features
         if shown is None:
             shown = features.new_ones(features.shape[:-1], dtype=torch.bool)
-        refined: Tensor = self.context(features, shown)
-        return refined.float()
+        # It is as small as the head, and computes like it.
+        with torch.autocast(features.device.type, enabled=False):
+            refined: Tensor = self.context(features, shown)
+        return refined
 
     def pooled(self, image: Tensor) -> Tensor:
         """Features as the backbone gives them, in whatever precision, float [B, F, h, w].
