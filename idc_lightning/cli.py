@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -31,14 +31,32 @@ from omegaconf.errors import OmegaConfBaseException
 
 from idc_lightning.checkpoints import has_begun, has_learned, holds_run
 from idc_lightning.conf_folder import conf_folder, describe
-from idc_lightning.config import AnyCommand, Config, read_config, refuse_idle
+from idc_lightning.config import AnyCommand, CommandConfig, Config, read_config, refuse_idle
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.files import write_text
 from idc_lightning.memory import keep_freed_memory
-from idc_lightning.results.run_folders import FAILED, REASON, RESULTS, failed_jobs
+from idc_lightning.results.run_folders import (
+    FAILED,
+    REASON,
+    RESULTS,
+    failed_jobs,
+    read_results,
+    read_yaml,
+)
 from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, take_up
-from idc_lightning.sweep import check_resumed, hold_sweep, job_value, remove_unbegun
+from idc_lightning.sweep import (
+    check_resumed,
+    hold_sweep,
+    is_unbegun,
+    job_value,
+    keep_ended,
+    remove_unbegun,
+    restore_ended,
+)
 from idc_lightning.termination import CODE, Terminated, terminable
+
+AGAIN = "start the sweep again with sweep.resume=true"
+"""How to go on with a sweep."""
 
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
@@ -104,9 +122,10 @@ class OwnFolder(Callback):
         try:
             if resumes(config):
                 check_resumed(folder, config)
-            else:
+            elif not is_unbegun(folder):
                 _refuse_occupied(folder, "hydra.sweep.dir")
             OwnFolder.lock = hold_sweep(folder)
+            keep_ended(folder)
         except IDCError as error:
             fail(error)
         except Exception:  # of which Hydra would only warn, and go on without the lock
@@ -158,7 +177,8 @@ def run_command(
     )
     with _told_plainly():
         try:
-            entry(job)()
+            with terminable():
+                entry(job)()
             if OwnFolder.sweep is not None:
                 _end_sweep(OwnFolder.sweep, after_sweep)
         except IDCError as error:  # of a sweeper; jobs have told theirs
@@ -169,9 +189,13 @@ def run_command(
                 raise
             OwnFolder.leave_nothing()
             fail(IDCError(f"configuration: {describe(error, schema.command)}"))
+        except Terminated:  # between jobs, or while they run in other processes
+            how = "" if OwnFolder.sweep is None else f": to go on, {AGAIN}"
+            fail(IDCError(f"interrupted{how}"), CODE)
         except BrokenProcessPool:
             if OwnFolder.sweep is None:
                 raise
+            _compare_ended(OwnFolder.sweep, after_sweep)
             fail(
                 IDCError(
                     "the process of a job was stopped, perhaps for want of memory: start the sweep "
@@ -182,16 +206,12 @@ def run_command(
         except Exception as error:
             # Of a launcher that runs jobs elsewhere, where each tells its own errors.
             launcher = OwnFolder.launcher()
-            if launcher in (None, "basic"):
+            if OwnFolder.sweep is None or launcher in (None, "basic"):
                 raise
+            _compare_ended(OwnFolder.sweep, after_sweep)
             OwnFolder.leave_nothing()
-            reason = str(error).strip().partition("\n")[0]
-            fail(
-                IDCError(
-                    f"hydra/launcher={launcher}: {reason or repr(error)} (when that is mended, "
-                    "start the sweep again with sweep.resume=true)"
-                )
-            )
+            reason = str(error).strip().partition("\n")[0] or repr(error)
+            fail(IDCError(f"hydra/launcher={launcher}: {reason} (when that is mended, {AGAIN})"))
 
 
 def resume_command(command: Callable[[Config, Path], object], words: Sequence[str]) -> None:
@@ -241,6 +261,10 @@ def _run_job(
     own = hydra_config.output_subdir is not None
     goes_on = sweeps and resumes(cfg)
     if goes_on and (folder / RESULTS).is_file():
+        try:
+            _check_ended(folder, read_config(cfg, schema))
+        except IDCError as error:
+            fail(error)
         return job_value(folder, cfg)
     if not goes_on and holds_run(folder):
         fail(IDCError(f"{folder} holds a run already: name it by hydra.sweep.subdir=<folder>"))
@@ -268,6 +292,22 @@ def _run_job(
     if not sweeps:
         return None
     return job_value(folder, cfg) if ended_well else math.nan
+
+
+def _check_ended(folder: Path, config: CommandConfig) -> None:
+    """Leave a job that has ended as it is, if its result is that of this one."""
+    kept = restore_ended(folder)
+    if not isinstance(config, Config):
+        return
+    if read_results(folder / RESULTS)["config_hash"] == config.digest():
+        return
+    # It may have been prolonged by itself.
+    own = OmegaConf.create(dict(read_yaml(folder / ".hydra" / "config.yaml")))
+    if not kept or read_config(own, Config).course() != config.course():
+        raise IDCError(
+            f"{folder} holds the result of another job: give each a folder of its own by "
+            "hydra.sweep.subdir, or the sweep another one by hydra.sweep.dir"
+        )
 
 
 def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool) -> bool:
@@ -298,7 +338,7 @@ def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool
         if not has_begun(folder):
             aside("interrupted")
             fail(IDCError("interrupted"), code)
-        how = "start the sweep again with sweep.resume=true" if sweeps else f"{WORD}{folder}"
+        how = AGAIN if sweeps else f"{WORD}{folder}"
         fail(IDCError(f"interrupted: to go on, {how}"), code)
     except IDCError as error:
         aside(str(error))
@@ -319,6 +359,15 @@ def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool
 def resumes(config: DictConfig) -> bool:
     """Whether a sweep goes on with what stands in its folder."""
     return OmegaConf.select(config, "sweep.resume") is True
+
+
+def _compare_ended(
+    config: DictConfig, after_sweep: Callable[[DictConfig, Path], object] | None
+) -> None:
+    """Compare the jobs that have ended, of a sweep that could not go on."""
+    if after_sweep is not None:
+        with suppress(IDCError):  # none has ended
+            after_sweep(config, Path(config.hydra.sweep.dir))
 
 
 def _end_sweep(

@@ -88,8 +88,9 @@ def search(config: DictConfig, typed: list[str], engine: Engine) -> None:
     for values in _samples(space):
         _check([*fixed, *values, *_membership(folder / JOURNAL, 0)], engine)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / KEPT).is_file():
+        write_text(folder / KEPT, OmegaConf.to_yaml(config))
     study = begin_study(folder / JOURNAL, sweep, space)
-    write_text(folder / KEPT, OmegaConf.to_yaml(config))
     for trials in _batches(study, space, settings, seed=int(config.seed)):
         jobs = [
             [*fixed, *_chosen(trial, space), *_membership(folder / JOURNAL, trial.number)]

@@ -3,16 +3,26 @@
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
-from idc_lightning.files import hold
+from idc_lightning.files import hold, remade
 from idc_lightning.results.run_folders import KEPT, RESULTS, read_results, read_yaml
 
 HELD = ".lock"
 """File by which a process holds the folder of a sweep."""
+
+SUBDIR = "hydra.sweep.subdir="
+"""What names the folders of jobs."""
+
+OF_HYDRA = Path(".hydra")
+"""Folder in a run folder that Hydra writes anew when a job is started again."""
+
+BEFORE = OF_HYDRA / ".before"
+"""What stood there, of a job that had ended before the sweep was started again."""
 
 CHOICE = "hydra.runtime.choices.hydra/sweeper"
 """Where a configuration says who chooses the jobs."""
@@ -28,9 +38,9 @@ def check_resumed(folder: Path, config: DictConfig) -> None:
     Raises:
         IDCError: If the folder holds anything else, or wasn't named.
     """
-    if not any(typed.startswith("hydra.sweep.dir=") for typed in config.hydra.overrides.hydra):
+    if not any(word.startswith("hydra.sweep.dir=") for word in _words(config)["hydra"]):
         raise IDCError("sweep.resume=true: name the sweep's folder by hydra.sweep.dir=<folder>")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if is_unbegun(folder):
         return
     if not (folder / KEPT).is_file():
         raise IDCError(f"{folder} holds files, but no sweep that could be resumed")
@@ -48,8 +58,17 @@ def check_resumed(folder: Path, config: DictConfig) -> None:
 def _typed(config: DictConfig | ListConfig) -> list[str]:
     """What decides which jobs there are, in the order that numbers them."""
     sweeper = f"hydra/sweeper={OmegaConf.select(config, CHOICE, default='basic')}"
-    typed = [word for word in config.hydra.overrides.task if not word.startswith("sweep.")]
-    return [sweeper, *typed]
+    words = _words(config)
+    places = [word for word in words["hydra"] if word.startswith(SUBDIR)]
+    typed = [word for word in words["task"] if not word.startswith("sweep.")]
+    return [sweeper, *places, *typed]
+
+
+def _words(config: DictConfig | ListConfig) -> dict[str, list[str]]:
+    """What was typed, as it was, for ``"hydra"`` and for the ``"task"``."""
+    # It may refer to values that are known in a job only.
+    words: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    return {"hydra": [], **words}
 
 
 def hold_sweep(folder: Path) -> FileLock:
@@ -59,6 +78,35 @@ def hold_sweep(folder: Path) -> FileLock:
         IDCError: If one does, or the folder can't be written.
     """
     return hold(folder / HELD, f"another process runs the sweep of {folder}: wait until it ends")
+
+
+def is_unbegun(folder: Path) -> bool:
+    """Whether a sweep could begin in a folder: it isn't there, or holds no more than a lock."""
+    return not folder.is_dir() or all(path.name == HELD for path in folder.iterdir())
+
+
+def keep_ended(folder: Path) -> None:
+    """Keep the configurations of jobs that have ended, over which Hydra is about to write."""
+    for results in folder.rglob(RESULTS):
+        run = results.parent
+        if (run / OF_HYDRA).is_dir() and not (run / BEFORE).is_dir():
+            with remade(run / BEFORE) as partial:
+                for path in (run / OF_HYDRA).glob("*.yaml"):
+                    shutil.copy2(path, partial)
+
+
+def restore_ended(run: Path) -> bool:
+    """Give a job that had ended before the sweep was started again its own configuration back.
+
+    Returns:
+        Whether it had.
+    """
+    if not (run / BEFORE).is_dir():
+        return False
+    for path in (run / BEFORE).iterdir():
+        path.replace(run / OF_HYDRA / path.name)
+    (run / BEFORE).rmdir()
+    return True
 
 
 def remove_unbegun(folder: Path) -> None:

@@ -1,3 +1,5 @@
+import os
+import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -214,6 +216,13 @@ def test_assemble_puts_pixels_at_their_row_and_column() -> None:
     for crop, row, column, colour in np.ndindex(2, 6, 20, 3):
         cell = pixels[crop, row // 2, column // 5, row % 2, column % 5, colour]
         assert image[crop, colour, row, column] == cell
+
+
+def test_workers_outlive_a_sigterm_that_all_processes_are_sent() -> None:
+    batches = iter(load(patches(), batch_size=1, workers=1))
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGTERM)  # type: ignore[attr-defined]
+    assert len(list(batches)) == COUNT - 1
 
 
 def test_batches_without_a_seed_keep_the_order_of_the_table() -> None:

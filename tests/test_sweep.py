@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,97 @@ def test_a_failed_job_does_not_end_the_others_and_is_made_up_for(
     board = pd.read_csv(grid / "leaderboard.csv")
     assert sorted(board["runs"]) == [0, 1, 2]
     assert board["problem"].isna().all()
+
+
+def test_jobs_in_deeper_folders_fail_and_are_made_up_for(
+    command: Command, fails_at: Any, tmp_path: Path
+) -> None:
+    subdir = "hydra.sweep.subdir=seed${seed}/${hydra.job.num}"
+    typed = ("-m", *SMALL, "hydra.sweep.dir=grid", subdir, "model.head.dropout=0.1,0.2")
+    fails_at(0.2, IDCError("the disk is full"))
+    ended = command(*typed)
+    assert (ended.code, left(tmp_path / "grid/seed0")) == (1, ["0", "1.failed"])
+    assert "1 jobs failed (seed0/1)" in ended.err
+    fails_at(None, IDCError(""))
+    assert command(*typed, "sweep.resume=true").code == 0
+    assert left(tmp_path / "grid/seed0") == ["0", "1", "1.failed"]
+
+
+def test_a_job_that_has_ended_keeps_its_configuration(command: Command, tmp_path: Path) -> None:
+    typed = ("-m", *SMALL, "hydra.sweep.dir=grid", "scheduler=none", "model.head.dropout=0.1,0.2")
+    assert command(*typed).code == 0
+    assert command("resume=grid/0", "trainer.epochs=2").code == 0
+    hydra = tmp_path / "grid" / "0" / ".hydra"
+    before = {path.name: path.read_bytes() for path in hydra.iterdir()}
+    assert b"epochs: 2" in before["config.yaml"]
+    assert command(*typed, "sweep.resume=true").code == 0
+    assert {path.name: path.read_bytes() for path in hydra.iterdir()} == before
+
+
+def test_two_jobs_in_one_folder_are_told(command: Command, tmp_path: Path) -> None:
+    typed = (*GRID[:-1], "hydra.sweep.subdir=s${seed}", "model.head.dropout=0.1,0.2")
+    ended = command(*typed, "sweep.resume=true")
+    assert ended.code == 1
+    assert ended.err.endswith(
+        "s0 holds the result of another job: give each a folder of its own by hydra.sweep.subdir, "
+        "or the sweep another one by hydra.sweep.dir\n"
+    )
+
+
+@pytest.mark.parametrize("more", [(), ("sweep.resume=true",)])
+def test_a_sweep_that_was_killed_before_its_first_job_begins_again(
+    command: Command, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / ".lock").touch()
+    assert command(*GRID[:-1], "seed=0,1", *more).code == 0
+    assert left(tmp_path / "grid") == ["0", "1", "leaderboard"]
+
+
+def test_folds_of_a_command_are_one_configuration_and_test_each_patient_once(
+    command: Command, tmp_path: Path
+) -> None:
+    folds = ("split=kfold", "split.folds=3", "split.fold=0,1,2")
+    assert command("-m", *SMALL, "hydra.sweep.dir=grid", *folds).code == 0
+    (row,) = pd.read_csv(tmp_path / "grid" / "leaderboard.csv").to_dict("records")
+    assert row["folds"] == 3
+    tested = [
+        set(pd.read_csv(tmp_path / "grid" / str(fold) / "predictions/test.csv")["patient_id"])
+        for fold in range(3)
+    ]
+    assert len(set.union(*tested)) == sum(map(len, tested)) == 12
+    aurocs = [
+        json.loads((tmp_path / "grid" / str(fold) / "results.json").read_text())["test"]["auroc"]
+        for fold in range(3)
+    ]
+    mean = sum(auroc["value"] for auroc in aurocs) / 3
+    assert row["test_auroc_mean"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_sigterm_ends_the_jobs_of_a_sweep_in_other_processes(tmp_path: Path) -> None:
+    jobs = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "trainer.epochs=500")
+    typed = ("-m", *SMALL, *jobs, "hydra.sweep.dir=grid", "scheduler=none")
+    often = ("callbacks.checkpoint.last_every=0",)
+    with subprocess.Popen(
+        [sys.executable, "-m", "idc_lightning.train", *typed, *often],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as sweep:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("grid/*/checkpoints/last.ckpt"))) < 2:
+            assert sweep.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        sweep.terminate()
+        _, told = sweep.communicate(timeout=30)
+    assert sweep.returncode == 143
+    assert told.splitlines()[-1] == (
+        "error: interrupted: to go on, start the sweep again with sweep.resume=true"
+    )
+    for job in (tmp_path / "grid" / "0", tmp_path / "grid" / "1"):
+        FileLock(job / ".hydra" / ".lock").acquire(timeout=20).lock.release()  # nobody holds it
 
 
 def test_a_defect_of_a_job_is_recorded_with_its_traceback(

@@ -1,5 +1,6 @@
 """From the store to batches: which patches, in which order, gathered whole."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NotRequired, TypedDict
 
@@ -169,6 +170,11 @@ def split_block(batch: Batch, size: int) -> Iterator[Batch]:
         yield part
 
 
+def _ignore_sigterm(_: int) -> None:
+    """Let a worker live until its process has saved what it learned, if all are told to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _as_gathered(batch: Any) -> Any:  # noqa: ANN401 - typed as a list by DataLoader
     """Nothing is left to collate."""
     return batch
@@ -212,6 +218,7 @@ def loader(
         batch_sampler=kind(sampler, batch_size * block, drop_last=False),
         collate_fn=_as_gathered,
         num_workers=workers,
+        worker_init_fn=_ignore_sigterm,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )

@@ -195,12 +195,14 @@ def fold_of(run: RunFolder) -> int | None:
 def configurations(runs: Iterable[RunFolder]) -> list[tuple[RunFolder, ...]]:
     """Put runs together that differ in nothing that decides but the fold.
 
-    A fold that was run again, and a run without folds, is a configuration of its own.
+    A fold that was run again, and a run without folds, is a configuration of its own. Where the
+    data lies counts, too: other folders may hold other tissue.
     """
     groups: dict[tuple[str, int], list[RunFolder]] = defaultdict(list)
     seen: dict[tuple[str, int | None], int] = defaultdict(int)
     for run in runs:
         values, fold = deciding(run.config), fold_of(run)
+        values["root"] = run.value("data.root")
         if fold is not None:
             values = {**values, "split": {**values["split"], "fold": None}}
         key = json.dumps(values, sort_keys=True)

@@ -125,12 +125,12 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def failed_jobs(sweep: Path) -> dict[str, str]:
-    """Why jobs of a sweep failed, by the names of those that no later one has made up for."""
-    paths = sorted(sweep.glob(f"*{FAILED}*/{REASON}"), key=lambda path: _natural(str(path)))
+    """Why jobs of a sweep failed, by the places of those that no later one has made up for."""
+    failed = (path for path in _run_paths(sweep) if FAILED in path.name)
     return {
-        _intended(path.parent).name: path.read_text(encoding="utf-8").strip()
-        for path in paths
-        if not _intended(path.parent).exists()
+        str(_intended(path).relative_to(sweep)): (path / REASON).read_text(encoding="utf-8").strip()
+        for path in sorted(failed, key=lambda path: _natural(str(path)))
+        if (path / REASON).is_file() and not _intended(path).exists()
     }
 
 
@@ -190,9 +190,10 @@ def varied_in_sweep(folder: Path) -> list[str]:
     Args:
         folder: Of the run, which needn't be one of a sweep.
     """
-    if not (folder.parent / KEPT).is_file():
+    sweep = next((place for place in folder.absolute().parents if (place / KEPT).is_file()), None)
+    if sweep is None:
         return []
-    typed = read_yaml(folder.parent / KEPT)["hydra"]["overrides"]["task"]
+    typed = read_yaml(sweep / KEPT)["hydra"]["overrides"]["task"]
     parsed = OverridesParser.create().parse_overrides(typed)
     shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
     return [key for key in _overrides(folder) if key not in shared and not key.startswith("sweep.")]
