@@ -14,10 +14,12 @@ import pytest
 import torch
 from helpers_command import SMALL, Command
 from helpers_model import config_of, told
+from helpers_runs import evaluation
 from torch.utils.data import SequentialSampler
 
 from idc_lightning import ranks
 from idc_lightning.data.batches import BatchShare
+from idc_lightning.evaluate import evaluate
 from idc_lightning.ranks import ALONE, Place, place_of, started
 from idc_lightning.results.run_folders import read_results
 
@@ -64,6 +66,22 @@ def fail(self, batch, number):
 IDCClassifier.training_step = fail
 """
 """The second process fails in the second step of runs with seed 0."""
+
+
+COUNTING = """
+import os
+import idc_lightning.frozen as frozen
+
+fill = frozen._fill
+
+def count(*arguments):
+    with open(os.environ["COUNTED"], "a") as file:
+        print(os.getpid(), file=file)
+    fill(*arguments)
+
+frozen._fill = count
+"""
+"""Writes down each time that features are computed."""
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -162,33 +180,38 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
     assert_follows_in_training(tmp_path / "two" / "pretraining", tmp_path / "one" / "pretraining")
 
 
-def test_without_shared_statistics_all_processes_judge_by_their_mean(
-    tmp_path: Path, single: Path
-) -> None:
-    """The number of test patches isn't divisible by that of processes."""
-    own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "hydra.run.dir=run")
-    ended = run(tmp_path, *RUN, *TWO, *own)
+def test_without_shared_statistics_all_processes_judge_by_their_mean(tmp_path: Path) -> None:
+    """The number of patches isn't divisible by that of processes."""
+    own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "data.sample=450")
+    ended = run(tmp_path, *RUN, *TWO, *own, "hydra.run.dir=run")
     assert (ended.returncode, ended.stderr) == (0, "")
-    patches = read_results(single / "results.json")["patches"]
-    assert patches["test"] % 3 != 0 or patches["dev"] % 3 != 0
+    patches = read_results(tmp_path / "run" / "results.json")["patches"]
+    assert patches["test"] % 3 != 0
+    assert patches["dev"] % 3 != 0
+    # A single process, which knows only the statistics that the checkpoint holds.
+    evaluate(evaluation(tmp_path / "run", "trainer.precision=32-true"), tmp_path)
     for split in ("dev", "test"):
         tables = [
             pd.read_csv(path / "predictions" / f"{split}.csv")
-            for path in (tmp_path / "run", single)
+            for path in (tmp_path / "run", tmp_path)
         ]
-        columns = ["patient_id", "x", "y", "true"]
-        pd.testing.assert_frame_equal(tables[0][columns], tables[1][columns])
+        assert len(tables[0]) == patches[split]
+        pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-5)
 
 
 def test_the_head_on_features_learns_in_two_processes_and_computes_them_once(
     tmp_path: Path,
 ) -> None:
     views = ("data.augment.stain_jitter=0", "data.augment.brightness=0")
-    frozen = (*RUN, *views, "model.freeze_backbone=true", f"cache={tmp_path}/cache")
+    frozen = (*RUN, *views, "model.freeze_backbone=true")
+    counted = changed(tmp_path / "counted", COUNTING)
     for name, more in {"one": ("trainer=cpu",), "two": TWO}.items():
-        ended = run(tmp_path, *frozen, *more, f"hydra.run.dir={name}")
+        own = (f"cache={tmp_path}/cache-{name}", f"hydra.run.dir={name}")
+        ended = run(tmp_path, *frozen, *more, *own, **counted, COUNTED=f"{tmp_path}/{name}.txt")
         assert (ended.returncode, ended.stderr) == (0, "")
-        assert ("computing the frozen backbone once" in ended.stdout) == (name == "one")
+    filled = {name: (tmp_path / f"{name}.txt").read_text() for name in ("one", "two")}
+    assert len(filled["one"].splitlines()) == 2  # train with dev, then test
+    assert len(filled["two"].splitlines()) == 2
     assert_follows(tmp_path / "two", tmp_path / "one")
 
 
@@ -250,6 +273,31 @@ def children_of(pid: int) -> list[int]:
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_killed_or_keeps_silent_ends_the_run(
+    tmp_path: Path, by: signal.Signals
+) -> None:
+    often = ("callbacks.checkpoint.last_every=0", "trainer.epochs=500", "hydra.run.dir=run")
+    with subprocess.Popen(
+        [*TRAIN, *RUN, "trainer=ddp_cpu", "trainer.timeout=10", *often],
+        cwd=tmp_path,
+        env=environment({}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as leader:
+        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+            assert leader.poll() is None
+            time.sleep(0.05)
+        (follower,) = children_of(leader.pid)
+        os.kill(follower, by)
+        _, told_of = leader.communicate(timeout=60)
+    assert leader.returncode == 1
+    assert told_of.startswith("error: another process of the training failed: ")
+    assert not Path("/proc", str(follower)).exists()
+    assert (tmp_path / "run.failed" / "checkpoints" / "last.ckpt").is_file()
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])

@@ -41,6 +41,7 @@ HEAD = (
     "callbacks.lr_range_test.start=0.0001",
     "callbacks.lr_range_test.steps=20",
     "report.enabled=true",
+    "callbacks.checkpoint.last_every=3",
 )
 
 
@@ -138,6 +139,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     moments(run(folder.parent, *RUN, "scheduler=none", "hydra.run.dir=run"))
     return folder
+
+
+def test_a_run_that_is_killed_while_it_is_judged_goes_on(tmp_path: Path) -> None:
+    """Dev and test are judged, and results are written, after the last step of training."""
+    recipe = (*RUN, "scheduler=none", "trainer.epochs=1")
+    whole = moments(run(tmp_path, *recipe, "hydra.run.dir=undisturbed"))
+    for number, before_end in enumerate((0, 1, 2, 4)):
+        name = f"killed{number}"
+        at = whole - 1 - before_end
+        assert run(tmp_path, *recipe, f"hydra.run.dir={name}", at=at).returncode == -9
+        assert not (tmp_path / name / "results.json").exists() or before_end == 0
+        assert run(tmp_path, f"resume={name}").returncode == 0
+        assert_same(tmp_path / name, tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("at", [20, 61, 117])
