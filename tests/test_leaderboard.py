@@ -217,6 +217,15 @@ def test_folds_of_a_configuration_are_pooled(tmp_path: Path) -> None:
     assert table["test_f1_sd"].iloc[0] == pytest.approx(first.spread["test"]["f1"].sd)
 
 
+def test_folds_of_other_data_are_not_pooled(tmp_path: Path) -> None:
+    for root in ("raw", "normalised"):
+        write_folds(tmp_path / root, "data=idc", f"data.root={root}", quality=1)
+    ranked = board(tmp_path).ranked
+    assert sorted(str(each.varied["data.root"]) for each in ranked) == ["normalised", "raw"]
+    assert [each.missing for each in ranked] == [[], []]
+    assert ranked[0].name in ("normalised/0, normalised/1, normalised/2", "raw/0, raw/1, raw/2")
+
+
 def test_a_configuration_that_lacks_folds_is_ranked_last(tmp_path: Path) -> None:
     write_folds(tmp_path / "whole", "seed=0", quality=0.5)
     write_folds(tmp_path / "part", "seed=1", folds=(0, 2), quality=3)

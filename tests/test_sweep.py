@@ -1,10 +1,13 @@
 """Sweeps as users run them: jobs fail, are killed, and are started again."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,16 @@ def fails_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None, BaseExc
         monkeypatch.setattr("idc_lightning.training.build_trainer", build)
 
     return choose
+
+
+def holder_of(run: Path) -> int:
+    """The process that runs in a folder, which has its lock open."""
+    lock = run / ".hydra" / ".lock"
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if any(path.resolve() == lock.resolve() for path in (process / "fd").iterdir()):
+                return int(process.name)
+    raise LookupError(f"no process runs in {run}")
 
 
 def left(sweep: Path) -> list[str]:
@@ -140,7 +153,27 @@ def test_folds_of_a_command_are_one_configuration_and_test_each_patient_once(
     assert row["test_auroc_mean"] == pytest.approx(mean, rel=1e-5)
 
 
-def test_sigterm_ends_the_jobs_of_a_sweep_in_other_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whom", "by", "code", "said"),
+    [
+        (
+            "sweep",
+            signal.SIGTERM,
+            143,
+            "error: interrupted: to go on, start the sweep again with sweep.resume=true",
+        ),
+        (
+            "job",
+            signal.SIGKILL,
+            1,
+            "error: the process of a job was stopped, perhaps for want of memory: start the sweep "
+            "again with sweep.resume=true and fewer jobs at a time (hydra.launcher.n_jobs=1)",
+        ),
+    ],
+)
+def test_a_sweep_that_is_stopped_leaves_no_job_running(
+    tmp_path: Path, whom: str, by: signal.Signals, code: int, said: str
+) -> None:
     jobs = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "trainer.epochs=500")
     typed = ("-m", *SMALL, *jobs, "hydra.sweep.dir=grid", "scheduler=none")
     often = ("callbacks.checkpoint.last_every=0",)
@@ -156,12 +189,10 @@ def test_sigterm_ends_the_jobs_of_a_sweep_in_other_processes(tmp_path: Path) -> 
             assert sweep.poll() is None
             assert time.monotonic() < until
             time.sleep(0.1)
-        sweep.terminate()
+        os.kill(sweep.pid if whom == "sweep" else holder_of(tmp_path / "grid" / "1"), by)
         _, told = sweep.communicate(timeout=30)
-    assert sweep.returncode == 143
-    assert told.splitlines()[-1] == (
-        "error: interrupted: to go on, start the sweep again with sweep.resume=true"
-    )
+    assert sweep.returncode == code
+    assert told.splitlines()[-1] == said
     for job in (tmp_path / "grid" / "0", tmp_path / "grid" / "1"):
         FileLock(job / ".hydra" / ".lock").acquire(timeout=20).lock.release()  # nobody holds it
 
@@ -273,7 +304,7 @@ def test_a_sweep_that_runs_is_not_resumed(command: Command, tmp_path: Path) -> N
     assert ended.err == "error: another process runs the sweep of grid: wait until it ends\n"
 
 
-def test_jobs_at_the_same_time_fail_and_are_killed_alone(tmp_path: Path) -> None:
+def test_jobs_at_the_same_time_fail_alone(tmp_path: Path) -> None:
     start = [sys.executable, "-m", "idc_lightning.train", "-m", *SMALL, "hydra/launcher=joblib"]
     start += ["hydra.sweep.dir=grid", "model.head.dropout=0.1,1.5,0.3"]
     ended = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, check=False)
