@@ -319,11 +319,21 @@ def test_a_sweep_gives_each_job_its_folder(
         rates[job] = content["hyper_parameters"]["model"]["head"]["dropout"]
         assert (sweep / job / "results.json").is_file()
     assert rates == {"0": 0.1, "1": 0.6}
-    events = EventAccumulator(str(sweep / "0" / "tensorboard")).Reload()
-    shown = events.summary_metadata["_hparams_/experiment"].plugin_data.content
-    infos = HParamsPluginData.FromString(shown).experiment.hparam_infos
-    assert [info.name for info in infos if info.differs] == ["model/head/dropout"]
-    assert {"seed", "optimizer/momentum"} < {info.name for info in infos}
+    for job, rate in rates.items():  # each is a row of HParams, with its metrics
+        events = EventAccumulator(str(sweep / job / "tensorboard")).Reload()
+        shown = {
+            name: HParamsPluginData.FromString(metadata.plugin_data.content)
+            for name, metadata in events.summary_metadata.items()
+            if name.startswith("_hparams_/")
+        }
+        infos = shown["_hparams_/experiment"].experiment.hparam_infos
+        assert [info.name for info in infos if info.differs] == ["model/head/dropout"]
+        assert {"seed", "optimizer/momentum"} < {info.name for info in infos}
+        values = shown["_hparams_/session_start_info"].session_start_info.hparams
+        assert values["model/head/dropout"].number_value == rate
+        results = read_results(sweep / job / "results.json")
+        (final,) = events.Scalars("final/test_auroc")
+        assert final.value == pytest.approx(results["test"]["auroc"]["value"])
     if launcher == "ray":
         engine.shutdown()
 

@@ -172,7 +172,7 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
             behind={
                 split: differences(pooled[0].drawn[split], each.drawn[split], config.confidence)
                 for split in SPLITS
-                if pooled[0].cells[split].equals(each.cells[split])
+                if each.complete and pooled[0].cells[split].equals(each.cells[split])
             },
         )
         for each in pooled
@@ -281,12 +281,16 @@ class _Pooled:
             )
         return table
 
+    @property
+    def complete(self) -> bool:
+        """Whether all folds are there, if there are any."""
+        return len(self.runs) >= self.folds
+
     def order(self, metric: str) -> tuple[bool, bool, float]:
         """Sorts the best to the front, and what lacks folds or a value to the end."""
         value = self.metrics["dev"][metric].value
         number = 0.0 if value is None else value
-        incomplete = len(self.runs) < self.folds
-        return incomplete, value is None, number if metric in LOWER else -number
+        return not self.complete, value is None, number if metric in LOWER else -number
 
 
 def _spread(runs: Sequence[RunFolder], split: str) -> dict[str, Spread]:
