@@ -22,7 +22,8 @@ demo: $(INSTALLED)
 
 # Tests compute little, so that a thread for each process is quicker than all for one.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
+		--no-loadscope-reorder
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.run $(BENCH)
