@@ -22,7 +22,7 @@ from idc_lightning.config import (
 )
 from idc_lightning.data.batches import Batch, is_single, split_block
 from idc_lightning.data.datamodule import IDCDataModule
-from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH
+from idc_lightning.data.grid import NO_CELL, NO_LABEL, grid_of
 from idc_lightning.data.views import VIEWS, as_view
 from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.errors import IDCError
@@ -259,7 +259,7 @@ class IDCClassifier(lightning.LightningModule):
             logits: Tensor = self(image, features, shown, cell)
             return logits.flatten(0, -2)
         if shown is None or cell is None:
-            shown = cell = image.new_zeros(len(image), *_grid(image), dtype=torch.long)
+            shown = cell = image.new_zeros(len(image), *grid_of(image), dtype=torch.long)
         place = torch.arange(cell.numel(), device=cell.device).reshape(cell.shape)
         total = torch.zeros(cell.numel(), 2, device=cell.device)
         for view in range(VIEWS):
@@ -491,11 +491,6 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     if not is_single(batch):
         inputs |= {"shown": batch["shown"], "cell": batch["cell"]}
     return inputs
-
-
-def _grid(image: Tensor) -> tuple[int, int]:
-    """Rows and columns of cells in images."""
-    return image.shape[-2] // PATCH, image.shape[-1] // PATCH
 
 
 def judged_cells(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,7 @@ class OwnFolder(Callback):
             if resumes(config):
                 check_resumed(folder, config)
             elif not is_unbegun(folder):
-                _refuse_occupied(folder, "hydra.sweep.dir")
+                raise _occupied(folder, "hydra.sweep.dir")
             OwnFolder.lock = hold_sweep(folder)
             keep_ended(folder)
         except IDCError as error:
@@ -195,7 +195,7 @@ def run_command(
         except BrokenProcessPool:
             if OwnFolder.sweep is None:
                 raise
-            _compare_ended(OwnFolder.sweep, after_sweep)
+            _compare_ended(after_sweep)
             fail(
                 IDCError(
                     "the process of a job was stopped, perhaps for want of memory: start the sweep "
@@ -206,9 +206,9 @@ def run_command(
         except Exception as error:
             # Of a launcher that runs jobs elsewhere, where each tells its own errors.
             launcher = OwnFolder.launcher()
-            if OwnFolder.sweep is None or launcher in (None, "basic"):
+            if launcher in (None, "basic"):
                 raise
-            _compare_ended(OwnFolder.sweep, after_sweep)
+            _compare_ended(after_sweep)
             OwnFolder.leave_nothing()
             reason = str(error).strip().partition("\n")[0] or repr(error)
             fail(IDCError(f"hydra/launcher={launcher}: {reason} (when that is mended, {AGAIN})"))
@@ -361,13 +361,12 @@ def resumes(config: DictConfig) -> bool:
     return OmegaConf.select(config, "sweep.resume") is True
 
 
-def _compare_ended(
-    config: DictConfig, after_sweep: Callable[[DictConfig, Path], object] | None
-) -> None:
-    """Compare the jobs that have ended, of a sweep that could not go on."""
-    if after_sweep is not None:
+def _compare_ended(after_sweep: Callable[[DictConfig, Path], object] | None) -> None:
+    """Compare the jobs that have ended, of this process's sweep, which could not go on."""
+    sweep = OwnFolder.sweep
+    if sweep is not None and after_sweep is not None:
         with suppress(IDCError):  # none has ended
-            after_sweep(config, Path(config.hydra.sweep.dir))
+            after_sweep(sweep, Path(sweep.hydra.sweep.dir))
 
 
 def _end_sweep(

@@ -121,6 +121,11 @@ class DataConfig(Section):
     features: Annotated[Literal["auto", "off"], Switch]
     augment: AugmentConfig
 
+    @property
+    def judged_at_once(self) -> int:
+        """Patches in a batch of dev or test; of crops whole slides, one by one."""
+        return self.eval_batch_size if self.crop == 1 else 1
+
     @model_validator(mode="after")
     def _crops_fit(self) -> "DataConfig":
         # BatchNorm can't be trained on a single patch, which a crop may hold.

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idc_lightning.classifier import inputs_of, judged_cells
 from idc_lightning.config import HardwareConfig
 from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch, Crops, loader
 from idc_lightning.data.crops import judging_cut
-from idc_lightning.data.grid import NO_CELL
 from idc_lightning.data.store import Store
 from idc_lightning.errors import IDCError
 from idc_lightning.progress import watched
@@ -40,7 +40,7 @@ def predict_logits(
     device = torch.device("cuda" if accelerator == "gpu" else "cpu")
     dtype = MIXED.get(precision_of(run, hardware, accelerator))
     crops = Crops(store, judging_cut(run.data, store.table, rows))
-    size = run.data.eval_batch_size if run.data.crop == 1 else 1
+    size = run.data.judged_at_once
     batches: Iterable[Batch] = loader(
         crops, batch_size=size, workers=0, pin_memory=device.type == "cuda"
     )
@@ -48,10 +48,10 @@ def predict_logits(
     found = torch.zeros(len(store.table), 2)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in watched(batches, "predicting", total=-(-len(crops) // size)):
-            image = as_float(batch["image"].to(device, non_blocking=True))
-            shown, cell = batch["shown"].to(device), batch["cell"].to(device)
-            logits = classifier.judge(image, shown=shown, cell=cell)
-            found[cell[cell != NO_CELL].cpu()] = logits.cpu()
+            given = inputs_of(batch)
+            inputs = {name: value.to(device, non_blocking=True) for name, value in given.items()}
+            inputs["image"] = as_float(inputs["image"])
+            found[judged_cells(batch)[0]] = classifier.judge(**inputs).cpu()
     logits = found[torch.from_numpy(rows)]
     if not bool(torch.isfinite(logits).all()):
         raise IDCError(f"logits are not finite: the weights in {run.checkpoint} can't be used")

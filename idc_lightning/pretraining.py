@@ -69,7 +69,7 @@ def pretrain(
     ready: Ready,
     place: ranks.Place,
 ) -> dict[str, Tensor] | None:
-    """Take the weights of the run that is named, or train on single patches first.
+    """Train on single patches first.
 
     Args:
         config: Of the run that follows.
@@ -81,9 +81,6 @@ def pretrain(
     Returns:
         The network's weights; None but in the leader, from whom other processes take theirs.
     """
-    run = named_run(config)
-    if run is not None:
-        return run.classifier.network.state_dict() if place.leads else None
     before, own = config.of_pretraining(pretraining), folder / PRETRAINING
     if place.leads:
         print(f"pretraining on single patches, {pretraining.epochs} epochs", flush=True)

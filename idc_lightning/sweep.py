@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, remade
-from idc_lightning.results.run_folders import KEPT, RESULTS, read_results, read_yaml
+from idc_lightning.results.run_folders import KEPT, RESULTS, read_results, read_yaml, run_paths
 
 HELD = ".lock"
 """File by which a process holds the folder of a sweep."""
@@ -87,9 +87,8 @@ def is_unbegun(folder: Path) -> bool:
 
 def keep_ended(folder: Path) -> None:
     """Keep the configurations of jobs that have ended, over which Hydra is about to write."""
-    for results in folder.rglob(RESULTS):
-        run = results.parent
-        if (run / OF_HYDRA).is_dir() and not (run / BEFORE).is_dir():
+    for run in run_paths(folder):
+        if (run / RESULTS).is_file() and not (run / BEFORE).is_dir():
             with remade(run / BEFORE) as partial:
                 for path in (run / OF_HYDRA).glob("*.yaml"):
                     shutil.copy2(path, partial)

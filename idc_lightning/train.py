@@ -75,8 +75,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = ranks.place_of(config.trainer, accelerator)
     # First, so that a wrong name of a network is told before a large data set is made ready.
     model = build_model(config)
-    goes_on = last_checkpoint(folder).is_file()
-    taken = None if goes_on else named_run(config)
+    taken = None if last_checkpoint(folder).is_file() else named_run(config)
     data = build_data(config, place)
     data.prepare_data()
     data.setup()
@@ -86,6 +85,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         out.print(note, highlight=False, markup=False)
     if taken is not None:
         check_leak(taken, data.splits)
+        model.start = taken.classifier.network.state_dict()
     write_splits(data.splits, folder / "splits.csv")
 
     with ranks.leading(place, config, folder, data.ready):
@@ -126,8 +126,10 @@ def fit_and_test(
     Returns:
         The trainer; the classifier has the decision and the outputs of dev and test.
     """
-    if config.pretraining.name == "patches" and not last_checkpoint(folder).is_file():
-        model.start = pretrain(config, config.pretraining, folder, data.ready, place)
+    first = config.pretraining
+    begun = last_checkpoint(folder).is_file()
+    if first.name == "patches" and first.run is None and not begun:
+        model.start = pretrain(config, first, folder, data.ready, place)
     trainer = fit(config, folder, data, model, place)
     trainer.validate(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=True)
     smoothing = config.model.context.name == "smooth"

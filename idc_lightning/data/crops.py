@@ -23,7 +23,6 @@ BITS = 20
 SHIFT = 1 << 10
 """Added to rows and columns, so that crops may begin before the first cell of a slide."""
 
-
 TRIED = 8
 """Tilings from which the number of crops in an epoch is taken."""
 

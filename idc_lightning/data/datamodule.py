@@ -273,7 +273,7 @@ class IDCDataModule(lightning.LightningDataModule):
         own = range(ranks.rank(), len(cut), ranks.world())
         return loader(
             self._crops(cut),
-            batch_size=self.data.eval_batch_size if self.data.crop == 1 else 1,
+            batch_size=self.data.judged_at_once,
             workers=self.data.workers,
             pin_memory=self._pinned(),
             numbers=own or [~0],  # one that judges none, since each process has to take part

@@ -101,6 +101,11 @@ def tissue_image(
     return cells.swapaxes(1, 2).reshape(rows * PATCH, columns * PATCH, 3)
 
 
+def grid_of(image: Tensor) -> tuple[int, int]:
+    """Rows and columns of cells in images [B, 3, 50h, 50w]: h and w."""
+    return image.shape[-2] // PATCH, image.shape[-1] // PATCH
+
+
 def assemble(pixels: Tensor) -> Tensor:
     """Put the cells of crops side by side.
 

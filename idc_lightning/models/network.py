@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from idc_lightning.config import ContextConfig, HeadConfig
-from idc_lightning.data.grid import PATCH
+from idc_lightning.data.grid import PATCH, grid_of
 from idc_lightning.models.backbone import build_backbone
 from idc_lightning.models.context import GridContext
 from idc_lightning.models.dropout import Dropout
@@ -131,7 +131,7 @@ class PatchNetwork(nn.Module):
         """
         if self.context is None:
             return self.pooled(image).permute(0, 2, 3, 1).float()
-        rows, columns = (size // PATCH for size in image.shape[-2:])
+        rows, columns = grid_of(image)
         cells = image.reshape(len(image), 3, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
         if shown is None:
             shown = cells.new_ones(cells.shape[:3], dtype=torch.bool)
@@ -165,7 +165,7 @@ class PatchNetwork(nn.Module):
         Args:
             image: Float [B, 3, 50h, 50w] in 0 to 1.
         """
-        rows, columns = (size // PATCH for size in image.shape[-2:])
+        rows, columns = grid_of(image)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             image = self.normalize(image).contiguous(memory_format=torch.channels_last)
             maps = self.backbone(image)

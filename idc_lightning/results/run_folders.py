@@ -104,7 +104,7 @@ def find_runs(folder: Path) -> list[RunFolder]:
     """
     if not folder.is_dir():
         raise IDCError(f"there is no folder {folder}")
-    paths = sorted(_run_paths(folder), key=lambda path: _natural(str(path)))
+    paths = sorted(run_paths(folder), key=lambda path: _natural(str(path)))
     runs = [_read(path, folder) for path in paths if not _superseded(path)]
     return [run for run in runs if run is not None]
 
@@ -126,7 +126,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def failed_jobs(sweep: Path) -> dict[str, str]:
     """Why jobs of a sweep failed, by the places of those that no later one has made up for."""
-    failed = (path for path in _run_paths(sweep) if FAILED in path.name)
+    failed = (path for path in run_paths(sweep) if FAILED in path.name)
     return {
         str(_intended(path).relative_to(sweep)): (path / REASON).read_text(encoding="utf-8").strip()
         for path in sorted(failed, key=lambda path: _natural(str(path)))
@@ -134,7 +134,8 @@ def failed_jobs(sweep: Path) -> dict[str, str]:
     }
 
 
-def _run_paths(folder: Path) -> Iterator[Path]:
+def run_paths(folder: Path) -> Iterator[Path]:
+    """Folders of the runs in a folder and in those below it, whole or not."""
     for place, names, _ in os.walk(folder):
         if ".hydra" in names:
             yield Path(place)

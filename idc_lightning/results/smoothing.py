@@ -4,8 +4,6 @@ Labels are regions, so that what lies around a patch says much of it. This is th
 which sees its neighbours has to be better than.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -51,7 +49,8 @@ def smooth(patches: pd.DataFrame, logits: Tensor, bandwidth: float) -> Tensor:
     weights = np.multiply.outer(near, near)
     values = logits.numpy().astype(np.float64)
     found = np.empty_like(values)
-    for some in _chunks(len(patches)):
+    for start in range(0, len(patches), CHUNK):
+        some = slice(start, start + CHUNK)
         corners = place_of(
             slides.slide[some], slides.row[some] - reach, slides.column[some] - reach
         )
@@ -60,11 +59,6 @@ def smooth(patches: pd.DataFrame, logits: Tensor, bandwidth: float) -> Tensor:
         total = np.einsum("nij,nijk->nk", share, values[cells])
         found[some] = total / share.sum(axis=(1, 2))[:, None]
     return torch.from_numpy(found).float()
-
-
-def _chunks(length: int) -> Iterator[slice]:
-    for start, stop in pairwise([*range(0, length, CHUNK), length]):
-        yield slice(start, stop)
 
 
 def fit_bandwidth(patches: pd.DataFrame, logits: Tensor, labels: npt.NDArray[np.int64]) -> float:
