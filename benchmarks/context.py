@@ -1,7 +1,8 @@
 """What context costs beside single patches: ``python -m benchmarks.context``.
 
-Trains one epoch of each way from the same weights, in turns, each in a process of its own, and
-prints the median seconds of an epoch with its judgement of dev, the most memory, and their ratios.
+Trains one epoch on single patches, then one of each other way from its weights, each in a process
+of its own. Prints the median seconds of an epoch with its judgement of dev, the most memory, and
+their ratios.
 """
 
 import argparse
@@ -13,21 +14,21 @@ from statistics import median
 from benchmarks.machine import header
 from benchmarks.measure import Ended, run_child
 
-CROPS = ("experiment=context", "pretraining=none")
+SINGLE = "single patches"
 
 WAYS = {
-    "single patches": ("experiment=finetune",),
-    "crops": CROPS,
-    "grid": (*CROPS, "model.context.name=grid"),
+    SINGLE: ("experiment=finetune", "model.weights=none"),
+    "crops": ("experiment=context",),
+    "grid": ("experiment=context", "model.context.name=grid"),
 }
-"""Overrides of each, without the weights that it begins with."""
+"""Overrides of each, without the run that it begins with."""
 
 EPOCH = re.compile(r"^epoch 1/1 .*  (\d+) s$", re.MULTILINE)
 
 
 def train(folder: Path, overrides: tuple[str, ...]) -> Ended:
     """Run one epoch of a recipe in a process of its own."""
-    common = ("model.weights=none", "trainer.epochs=1", "report=none", "callbacks.progress=plain")
+    common = ("trainer.epochs=1", "report=none", "callbacks.progress=plain")
     return run_child("idc_lightning.train", *overrides, *common, f"hydra.run.dir={folder}")
 
 
@@ -49,14 +50,19 @@ def main() -> None:
     ended: dict[str, list[Ended]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(options.turns):
+            first = Path(folder, f"{SINGLE}_{turn}".replace(" ", "_"))
             for name, way in WAYS.items():
-                run = Path(folder, f"{name.replace(' ', '_')}_{turn}")
-                ended[name].append(train(run, (*way, *options.overrides)))
+                own = (*way, *options.overrides)
+                if name == SINGLE:
+                    ended[name].append(train(first, own))
+                else:
+                    run = Path(folder, f"{name}_{turn}")
+                    ended[name].append(train(run, (*own, f"pretraining.run={first}")))
     seconds = {name: median(map(epoch_seconds, runs)) for name, runs in ended.items()}
     peaks = {name: max(run.peak for run in runs) for name, runs in ended.items()}
     print("| | epoch | to single patches | most memory |\n| --- | --- | --- | --- |")
     for name in WAYS:
-        ratio = seconds[name] / seconds["single patches"]
+        ratio = seconds[name] / seconds[SINGLE]
         memory = f"{peaks[name] / 1e9:.2f} GB"
         print(f"| {name} | {seconds[name]:.0f} s | {ratio:.2f} | {memory} |", flush=True)
 

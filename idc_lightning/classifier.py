@@ -99,6 +99,7 @@ class IDCClassifier(lightning.LightningModule):
             self.model_config.backbone,
             self.model_config.head,
             frozen=self.model_config.freeze_backbone,
+            batch_statistics=self.model_config.batch_statistics,
             context=self.model_config.context,
         )
         self.register_buffer("class_weights", self._fixed_class_weights())

@@ -243,6 +243,7 @@ class ModelConfig(Section):
     weights: str
     freeze_backbone: bool
     frozen_batchnorm: Literal["imagenet", "adapt"]
+    batch_statistics: bool
     compile: bool
     test_time_augmentation: bool
     head: HeadConfig
@@ -561,6 +562,16 @@ class Config(CommandConfig):
         return self
 
     @model_validator(mode="after")
+    def _statistics_exist(self) -> "Config":
+        untrained = self.model.weights == "none" and self.pretraining.name == "none"
+        if not self.model.batch_statistics and untrained:
+            raise ValueError(
+                "model.batch_statistics=false keeps statistics that random weights don't have: add "
+                "pretraining=patches or model.weights=imagenet"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _grid_has_neighbours(self) -> "Config":
         if self.model.context.name == "grid" and self.data.crop == 1:
             raise ValueError(
@@ -583,7 +594,9 @@ class Config(CommandConfig):
         return self.model_copy(
             update={
                 "pretraining": NoPretrainingConfig(name="none"),
-                "model": self.model.model_copy(update={"context": context}),
+                "model": self.model.model_copy(
+                    update={"context": context, "batch_statistics": True}
+                ),
                 "data": self.data.model_copy(update=data),
                 "optimizer": optimizer,
                 "scheduler": scheduler,
@@ -611,7 +624,12 @@ class Config(CommandConfig):
         return None
 
     def _idle_features(self, typed: AbstractSet[str]) -> str | None:
-        """A line on a way to images or to features that training doesn't take."""
+        """A line on how a backbone is computed, where training doesn't compute it so."""
+        if "model.batch_statistics" in typed and self.model.freeze_backbone:
+            return (
+                "model.batch_statistics has no effect on a frozen backbone: give "
+                "model.frozen_batchnorm"
+            )
         if "data.features" in typed and not self.model.freeze_backbone:
             return (
                 "data.features has no effect, since a backbone that learns is computed in each "

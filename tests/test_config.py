@@ -257,6 +257,11 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
             "experiment=notebook",
             "configuration: model.test_time_augmentation=true needs images",
         ),
+        (
+            "model.weights=none",
+            "model.batch_statistics=false",
+            "configuration: model.batch_statistics=false keeps statistics that random weights",
+        ),
         ("scheduler=cyclic", "scheduler.base_lr=1", "scheduler: base_lr=1 is above max_lr=0.006"),
         ("scheduler=cyclic", "scheduler.unit=epoch", "scheduler.unit=epoch should be"),
         ("scheduler=onecycle", "scheduler.warmup=1", "scheduler.warmup=1 should be less than 1"),
@@ -393,6 +398,8 @@ FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
 @pytest.mark.parametrize(
     ("overrides", "typed", "idle"),
     [
+        (["experiment=notebook"], "model.batch_statistics", "give model.frozen_batchnorm"),
+        (["experiment=context"], "model.batch_statistics", None),
         ([], "data.margin", "data.margin has no effect on single patches: add data.crop=8"),
         (["data.crop=8"], "data.margin", None),
         (["data.crop=8"], "data.eval_batch_size", "give data.window"),

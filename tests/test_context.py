@@ -14,6 +14,7 @@ from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import AnyOptimizer, AnyScheduler, ModelConfig
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH
 from idc_lightning.evaluate import evaluate
+from idc_lightning.models.batchnorm import batchnorms
 from idc_lightning.models.context import GridContext
 from idc_lightning.predict import predict
 from idc_lightning.ranks import ALONE
@@ -145,6 +146,21 @@ def test_crops_begin_with_what_single_patches_have_taught(run: Path, tmp_path: P
     assert len(begun) == 1
     assert all(torch.equal(begun[0][name], value) for name, value in wanted.items())
     assert not (tmp_path / "run" / "pretraining").exists()
+
+
+def test_statistics_of_single_patches_are_kept_in_crops(run: Path, tmp_path: Path) -> None:
+    first = load_classifier(run / "pretraining" / "checkpoints" / "best.ckpt").network
+    given = (*CROPS, "pretraining=patches", f"pretraining.run={run}/pretraining")
+    own = trained(tmp_path, *given, "model.batch_statistics=false", "trainer.epochs=2")
+    last = load_classifier(own / "checkpoints" / "last.ckpt").network
+    for before, after in zip(batchnorms(first), batchnorms(last), strict=True):
+        of_head = before not in set(batchnorms(first.backbone))
+        assert torch.equal(before.running_mean, after.running_mean) == (not of_head)
+        assert torch.equal(before.running_var, after.running_var) == (not of_head)
+        assert not torch.equal(before.weight, after.weight)
+    last.train()
+    assert not any(layer.training for layer in batchnorms(last.backbone))
+    assert all(layer.training for layer in batchnorms(last.head))
 
 
 def test_the_time_of_pretraining_counts(run: Path) -> None:

@@ -24,13 +24,18 @@ from idc_lightning.ranks import ALONE, Place, place_of, started
 from idc_lightning.results.run_folders import read_results
 
 RUN = (
-    *[value for value in SMALL if value != "trainer=cpu"],
+    *[word for word in SMALL if not word.startswith(("trainer=", "model.backbone="))],
+    # Its only BatchNorm is the head's: each one waits for all processes, in each step.
+    "model.backbone=squeezenet1_1",
     "trainer.epochs=2",
     "trainer.precision=32-true",
     "scheduler=none",
     "optimizer.lr=0.00001",
     "model.head.dropout=0",
 )
+
+NORMED = "model.backbone=shufflenet_v2_x0_5"
+"""Has 56 layers of BatchNorm."""
 
 TWO = ("trainer=ddp_cpu", "trainer.timeout=60")
 
@@ -158,11 +163,12 @@ def assert_follows(ours: Path, single: Path) -> None:
             assert results[0][split][name]["value"] == pytest.approx(interval["value"], abs=0.02)
 
 
-def test_two_processes_follow_one(tmp_path: Path, single: Path, double: dict[str, str]) -> None:
-    ended = run(tmp_path, *RUN, *TWO, "hydra.run.dir=run", **double)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert_follows(tmp_path / "run", single)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+def test_two_processes_follow_one(tmp_path: Path, double: dict[str, str]) -> None:
+    for name, more in {"one": ("trainer=cpu",), "two": TWO}.items():
+        ended = run(tmp_path, *RUN, NORMED, *more, f"hydra.run.dir={name}", **double)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert_follows(tmp_path / "two", tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_two_processes_learn_and_judge_crops_as_one_does(
@@ -183,7 +189,7 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
 def test_without_shared_statistics_all_processes_judge_by_their_mean(tmp_path: Path) -> None:
     """The number of patches isn't divisible by that of processes."""
     own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "data.sample=450")
-    ended = run(tmp_path, *RUN, *TWO, *own, "hydra.run.dir=run")
+    ended = run(tmp_path, *RUN, NORMED, *TWO, *own, "hydra.run.dir=run")
     assert (ended.returncode, ended.stderr) == (0, "")
     patches = read_results(tmp_path / "run" / "results.json")["patches"]
     assert patches["test"] % 3 != 0
