@@ -215,7 +215,7 @@ def _images(
     data: IDCDataModule, places: npt.NDArray[np.int64], view: int, device: torch.device
 ) -> Tensor:
     """Images of a view, float [B, 3, 50, 50]."""
-    pixels = torch.from_numpy(data.store.packed[places]).to(device)
+    pixels = torch.from_numpy(data.store.packed.read(places)).to(device)
     turned = viewed(pixels, torch.full((len(places),), view, device=device))
     return as_float(turned.permute(0, 3, 1, 2))
 

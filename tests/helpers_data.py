@@ -15,6 +15,7 @@ from PIL import Image
 
 from idc_lightning.conf_folder import conf_folder
 from idc_lightning.config import AnyData, AnySplit, parse
+from idc_lightning.data.checked import CheckedRows, checksums_of
 from idc_lightning.data.grid import PATCH, file_name
 
 Patch = tuple[str, int, int, int]
@@ -25,6 +26,11 @@ def pixels_of(patch: Patch) -> NDArray[np.uint8]:
     """Noise that no other patch has."""
     rng = np.random.default_rng(zlib.crc32(repr(patch).encode()))
     return rng.integers(0, 256, (PATCH, PATCH, 3), dtype=np.uint8)
+
+
+def checked(array: NDArray[Any]) -> CheckedRows:
+    """Rows as they are."""
+    return CheckedRows(array, checksums_of(array), damaged="changed in memory")
 
 
 def place_of(root: Path, patch: Patch) -> Path:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
+from helpers_data import checked
 from torch.utils.data import DataLoader
 
 from idc_lightning.data.batches import Batch, Crops, loader
@@ -25,7 +26,7 @@ def made(table: pd.DataFrame, pixels: np.ndarray) -> Store:
     """A store whose pixels are those of its table, row by row."""
     return Store(
         table=table,
-        packed=pixels,
+        packed=checked(pixels),
         places=np.arange(len(table)),
         folder=Path(),
         key="made",
@@ -79,7 +80,7 @@ def slide(across: int, down: int, absent: Collection[tuple[int, int]] = ()) -> S
     store = store_of(len(cells))
     columns, rows = np.array(cells).T
     table = store.table.assign(patient_id="7", x=1 + PATCH * columns, y=1 + PATCH * rows)
-    return made(table, store.packed)
+    return made(table, store.read(table.index))
 
 
 def cells_of(store: Store, size: int, *corners: tuple[int, int]) -> npt.NDArray[np.int64]:
@@ -164,7 +165,7 @@ def test_a_batch_can_be_changed_without_harm_to_the_store() -> None:
     batch = Crops(store, Patches(np.arange(COUNT)))[4]
     for name in ("image", "label", "cell", "x", "y"):
         batch[name].zero_()  # type: ignore[literal-required]
-    assert (store.packed[4, :, :, 0] == 4).all()
+    assert (store.read(4)[..., 0] == 4).all()
     pd.testing.assert_frame_equal(store.table, store_of().table)
 
 
@@ -180,7 +181,7 @@ def test_cells_of_a_crop_stand_where_they_stand_in_the_tissue() -> None:
             wide = slice(across * PATCH, (across + 1) * PATCH)
             part = batch["image"][crop, :, tall, wide]
             row = int(batch["cell"][crop, down, across])
-            assert torch.equal(part, torch.from_numpy(store.packed[row]).permute(2, 0, 1))
+            assert torch.equal(part, torch.from_numpy(store.read(row)).permute(2, 0, 1))
             assert batch["label"][crop, down, across] == store.table["target"][row]
 
 

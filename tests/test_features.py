@@ -92,6 +92,12 @@ def flip_last(path: Path) -> None:
     path.write_bytes(content)
 
 
+def flip_checksum(path: Path) -> None:
+    checksums = np.load(path)
+    checksums[1, 0] ^= 1
+    np.save(path, checksums)
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -105,17 +111,18 @@ def resave(array: np.ndarray) -> Callable[[Path], None]:
     [
         ("view-1.npy", cut),
         ("view-1.npy", flip_header),
+        ("view-1.npy", flip_last),
         ("view-1.npy", empty),
         ("view-1.npy", Path.unlink),
         ("view-1.npy", resave(np.zeros((PATCHES, WIDTH), np.float64))),
         ("view-1.npy", resave(np.zeros((PATCHES - 1, WIDTH), np.float32))),
-        ("done.npy", cut),
-        ("done.npy", flip_header),
-        ("done.npy", flip_last),
-        ("done.npy", empty),
-        ("done.npy", Path.unlink),
-        ("done.npy", resave(np.ones((VIEWS, PATCHES), np.uint8))),
-        ("done.npy", resave(np.ones((VIEWS - 1, PATCHES), bool))),
+        ("checksums.npy", cut),
+        ("checksums.npy", flip_header),
+        ("checksums.npy", flip_checksum),
+        ("checksums.npy", empty),
+        ("checksums.npy", Path.unlink),
+        ("checksums.npy", resave(np.ones((VIEWS, PATCHES), np.int64))),
+        ("checksums.npy", resave(np.ones((VIEWS - 1, PATCHES), np.uint32))),
         ("features.json", empty),
         ("features.json", Path.unlink),
         ("features.json", lambda path: path.write_text("{garbage")),
@@ -223,7 +230,7 @@ def fill_slowly(folder: Path, stop_at: int) -> None:
     """
     cache = cache_in(folder)
     parts = 0
-    save = cache._done
+    save = cache._checksums
 
     def killed_before_marking() -> np.ndarray:
         nonlocal parts
@@ -232,7 +239,7 @@ def fill_slowly(folder: Path, stop_at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return save()
 
-    cache._done = killed_before_marking  # type: ignore[method-assign]
+    cache._checksums = killed_before_marking  # type: ignore[method-assign]
     fill(cache, 0, 3, size=7)
 
 
@@ -259,7 +266,7 @@ def test_after_a_kill_the_next_run_completes_and_nothing_is_lost(
             assert torch.equal(found, values(view, rows))
     fill(cache, 0, 3)
     fill(cache_in(tmp_path / "undisturbed"), 0, 3)
-    for name in ("done.npy", "view-0.npy", "view-3.npy", "features.json"):
+    for name in ("checksums.npy", "view-0.npy", "view-3.npy", "features.json"):
         expected = (tmp_path / "undisturbed" / name).read_bytes()
         assert (folder / name).read_bytes() == expected
 

@@ -21,6 +21,8 @@ from idc_lightning.data.grid import PATCH
 from idc_lightning.data.pack import Pack, open_pack
 from idc_lightning.processes import shared_out
 
+FILES = (pack.PIXELS, pack.CHECKSUMS, pack.TABLE, pack.FACTS)
+
 CONTENTS = (png(RGB), png(RGB[:20]), b"text", png(GREY), png(RGB[::-1, :7]), png(RGB[:, ::-1]))
 
 
@@ -59,15 +61,16 @@ def forbid_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_it_holds_all_files_and_the_smaller_ones_stretched(root: Path) -> None:
     packed = opened(root)
     assert packed.paths == [f"{number}.png" for number in range(6)]
-    assert packed.pixels.shape == (8, PATCH, PATCH, 3)
-    assert packed.pixels.dtype == np.uint8
+    pixels = packed.pixels.read(range(8))
+    assert len(packed.pixels) == 8
+    assert pixels.dtype == np.uint8
     padded = np.full_like(RGB, 255)
     padded[:20] = RGB[:20]
-    np.testing.assert_array_equal(packed.pixels[:2], [RGB, padded])
-    np.testing.assert_array_equal(packed.pixels[3], np.dstack([GREY] * 3))
+    np.testing.assert_array_equal(pixels[:2], [RGB, padded])
+    np.testing.assert_array_equal(pixels[3], np.dstack([GREY] * 3))
     assert packed.table["stretched"].tolist() == [-1, 6, -1, -1, 7, -1]
-    np.testing.assert_array_equal(packed.pixels[6], stretch(RGB[:20]))
-    np.testing.assert_array_equal(packed.pixels[7], stretch(RGB[::-1, :7]))
+    np.testing.assert_array_equal(pixels[6], stretch(RGB[:20]))
+    np.testing.assert_array_equal(pixels[7], stretch(RGB[::-1, :7]))
     assert packed.table["problem"].tolist() == ["", "", "not a PNG image", "", "", ""]
     assert packed.table["converted"].tolist() == ["", "", "", "grey", "", ""]
     assert packed.table["width"].tolist() == [50, 50, 0, 50, 7, 50]
@@ -90,7 +93,7 @@ def test_it_lies_on_the_disk_before_it_is_whole(
     synced = []
     monkeypatch.setattr(pack, "sync", lambda path: synced.append((path.name, path.exists())))
     folder = opened(root).folder
-    assert synced == [(name, True) for name in (pack.PIXELS, pack.TABLE, pack.FACTS)]
+    assert synced == [(name, True) for name in FILES]
     assert folder.is_dir()
 
 
@@ -107,10 +110,10 @@ def test_nothing_in_it_needs_a_pickle_and_it_opens_in_numpy_and_pandas(root: Pat
 
     packed = opened(root)
     pixels = np.load(packed.folder / "pixels.npy", allow_pickle=False)
-    np.testing.assert_array_equal(pixels, packed.pixels)
+    np.testing.assert_array_equal(pixels, packed.pixels.read(range(8)))
     table = pd.read_csv(packed.folder / "table.csv")
     assert table["path"].tolist() == packed.paths
-    assert {path.name for path in packed.folder.iterdir()} == {pack.PIXELS, pack.TABLE, pack.FACTS}
+    assert {path.name for path in packed.folder.iterdir()} == set(FILES)
 
 
 def test_it_is_made_once_and_says_so(
@@ -174,6 +177,12 @@ def other_shape(folder: Path) -> None:
     np.save(folder / pack.PIXELS, np.zeros((8, PATCH, PATCH), np.uint8))
 
 
+def change_checksum(folder: Path) -> None:
+    content = bytearray((folder / pack.CHECKSUMS).read_bytes())
+    content[-1] ^= 1
+    (folder / pack.CHECKSUMS).write_bytes(content)
+
+
 def change_table(folder: Path) -> None:
     table = folder / pack.TABLE
     table.write_text(table.read_text().replace("grey", "gray"))
@@ -187,7 +196,15 @@ def empty_file(folder: Path) -> None:
     (folder / pack.PIXELS).write_bytes(b"")
 
 
-DAMAGES = [damage_pixels, cut_pixels, other_shape, change_table, spoil_facts, empty_file]
+DAMAGES = [
+    damage_pixels,
+    cut_pixels,
+    other_shape,
+    change_checksum,
+    change_table,
+    spoil_facts,
+    empty_file,
+]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "delete", "half"])
@@ -208,6 +225,27 @@ def test_a_damaged_pack_is_made_anew_with_a_note(
     assert capsys.readouterr().out.startswith("packing again, since ")
     opened(root)
     assert capsys.readouterr().out == ""
+
+
+def test_a_change_that_opening_overlooks_is_told_before_it_is_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "LOOKED_AT", 1)
+    folder = opened(root).folder
+    with (folder / pack.PIXELS).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    pixels = opened(root).pixels
+    whole = pixels.read([[0, 1], [2, 0]])
+    assert whole.shape == (2, 2, PATCH, PATCH, 3)
+    for places in ([1, 7], 7):
+        with told(f"the pixels in {folder} were changed after they were packed: idc-prepare"):
+            pixels.read(places)
+    np.testing.assert_array_equal(
+        opened(root, check_all=True).pixels.read(7), stretch(RGB[::-1, :7])
+    )
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,6 +6,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from helpers_data import checked
 from helpers_model import TINY, config_of, told, write_tissue
 from lightning.pytorch.callbacks import Callback
 from test_batches import cells_of, slide, store_of
@@ -84,8 +85,8 @@ def packed_otherwise(store: Store) -> Store:
     """The same patches, whose pixels are packed in another order among those of others."""
     places = np.random.default_rng(0).permutation(len(store.table) + 5)[: len(store.table)]
     packed = np.full((len(store.table) + 5, PATCH, PATCH, 3), 77, np.uint8)
-    packed[places] = store.packed
-    return replace(store, packed=packed, places=places)
+    packed[places] = store.read(store.table.index)
+    return replace(store, packed=checked(packed), places=places)
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 4096], ids=lambda size: f"chunks of {size}")
@@ -140,4 +141,4 @@ def test_patches_that_need_half_of_a_gpu_are_sent(monkeypatch: pytest.MonkeyPatc
     pixels = resident_pixels(store, GPU, "auto")
     assert sent == [GPU]
     assert pixels is not None
-    assert torch.equal(pixels[:-1], torch.from_numpy(store.packed))
+    assert torch.equal(pixels[:-1], torch.from_numpy(store.read(store.table.index)))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idc_lightning.data.checked import CheckedRows, checksums_of
 from idc_lightning.data.views import VIEWS
 from idc_lightning.errors import IDCError
 from idc_lightning.files import locked, made_once, need_room, remade, replaced, write_text
@@ -25,7 +26,7 @@ FOLDER = "features"
 
 FACTS = "features.json"
 
-FORMAT = 1
+FORMAT = 2
 """Number of the files' layout and of what they hold, to be raised with each change of either.
 
 So also when views, normalisation or pooling change, which no key of the features tells.
@@ -40,12 +41,12 @@ class Features:
     """Features of the patches that a run uses.
 
     Attributes:
-        arrays: One memory map [M, F] for each view that is there.
+        arrays: [M, F] of each view that is there, mapped from disk.
         places: Row of the arrays for each row of the run's table, int64 [n].
         dtype: In what they were computed.
     """
 
-    arrays: dict[int, npt.NDArray[np.generic]]
+    arrays: dict[int, CheckedRows]
     places: npt.NDArray[np.int64]
     dtype: torch.dtype
 
@@ -58,10 +59,13 @@ class Features:
 
         Returns:
             Float32 [B, F].
+
+        Raises:
+            IDCError: If they aren't those that were computed.
         """
         places = self.places[rows.cpu().numpy()]
         if views is None:
-            return self._as_float(self.arrays[0][places])
+            return self._as_float(self.arrays[0].read(places))
         chosen = views.cpu().numpy()
         absent = set(np.unique(chosen).tolist()) - set(self.arrays)
         if absent:
@@ -70,7 +74,7 @@ class Features:
         gathered = np.empty((len(places), first.shape[1]), dtype=first.dtype)
         for view, array in self.arrays.items():
             mask = chosen == view
-            gathered[mask] = array[places[mask]]
+            gathered[mask] = array.read(places[mask])
         return self._as_float(gathered)
 
     def _as_float(self, values: npt.NDArray[np.generic]) -> Tensor:
@@ -95,7 +99,7 @@ class FeatureCache:
         self.folder = folder
         self.shape = (patches, width)
         self.dtype = dtype
-        self._done_path = folder / "done.npy"
+        self._checksums_path = folder / "checksums.npy"
         self._facts = {"format": FORMAT, "patches": patches, "width": width, "dtype": str(dtype)}
         with made_once(folder) as partial:
             if partial is not None:
@@ -106,7 +110,8 @@ class FeatureCache:
     def _begin(self, folder: Path) -> None:
         """Write what says that there are no features yet."""
         write_text(folder / FACTS, json.dumps(self._facts))
-        _save(folder / self._done_path.name, np.zeros((VIEWS, self.shape[0]), dtype=bool))
+        none = np.zeros((VIEWS, self.shape[0]), dtype=np.uint32)
+        _save(folder / self._checksums_path.name, none)
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -138,7 +143,7 @@ class FeatureCache:
         """Which of some patches have no features of a view yet, ordered, each once."""
         wanted = np.zeros(self.shape[0], dtype=bool)
         wanted[places] = True
-        return np.flatnonzero(wanted & ~self._done()[view])
+        return np.flatnonzero(wanted & (self._checksums()[view] == 0))
 
     def write(self, view: int, places: npt.NDArray[np.int64], features: Tensor) -> None:
         """Add features, to be called within `filling`.
@@ -161,10 +166,10 @@ class FeatureCache:
             _write_rows(path, self._open(path).offset, places, raw.numpy())
         except OSError as error:
             raise _cannot_write(path, error) from error
-        done = self._done()
-        done[view, places] = True
-        with replaced(self._done_path) as partial:
-            _save(partial, done)
+        checksums = self._checksums()
+        checksums[view, places] = checksums_of(raw.numpy())
+        with replaced(self._checksums_path) as partial:
+            _save(partial, checksums)
 
     def open(self, views: list[int], places: npt.NDArray[np.int64]) -> Features:
         """What was computed, for reading.
@@ -176,7 +181,15 @@ class FeatureCache:
         Raises:
             IDCError: If they are damaged.
         """
-        arrays = {view: np.asarray(self._open(self._path(view))) for view in views}
+        checksums = self._checksums()
+        arrays = {
+            view: CheckedRows(
+                np.asarray(self._open(self._path(view))),
+                checksums[view],
+                damaged=str(_damaged(self.folder)),
+            )
+            for view in views
+        }
         return Features(arrays, places, self.dtype)
 
     def _path(self, view: int) -> Path:
@@ -191,16 +204,14 @@ class FeatureCache:
             raise _damaged(self.folder)
         return array
 
-    def _done(self) -> npt.NDArray[np.bool_]:
+    def _checksums(self) -> npt.NDArray[np.uint32]:
+        """Of each view and row, uint32 [8, M]; 0 where nothing was computed yet."""
         try:
-            done = np.load(self._done_path)
+            found: npt.NDArray[np.uint32] = np.load(self._checksums_path)
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(self.folder) from error
-        if done.shape != (VIEWS, self.shape[0]) or done.dtype != bool:
+        if found.shape != (VIEWS, self.shape[0]) or found.dtype != np.uint32:
             raise _damaged(self.folder)
-        if done.view(np.uint8).max() > 1:  # bytes that no bool has
-            raise _damaged(self.folder)
-        found: npt.NDArray[np.bool_] = done
         return found
 
 
@@ -246,7 +257,7 @@ def _write_rows(
             file.write(np.ascontiguousarray(run).data)
 
 
-def _save(path: Path, array: npt.NDArray[np.bool_]) -> None:
+def _save(path: Path, array: npt.NDArray[np.uint32]) -> None:
     with path.open("wb") as file:  # np.save would append .npy to a temporary name
         np.save(file, array)
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from idc_lightning.data.checked import CheckedRows, checksums_of
 from idc_lightning.data.decode import WHITE, decode, digest, is_blank, stretch
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
@@ -24,13 +25,14 @@ from idc_lightning.files import in_units, locked, need_room, remade, sync, write
 from idc_lightning.processes import shared_out, usable_cpus
 from idc_lightning.progress import watched
 
-FORMAT = 2
+FORMAT = 3
 """Number of the files' layout and of how they are decoded, to be raised with each change."""
 
 STORES = "stores"
 """Folder of all packs in a cache."""
 
 PIXELS = "pixels.npy"
+CHECKSUMS = "checksums.npy"
 TABLE = "table.csv"
 FACTS = "pack.json"
 
@@ -43,7 +45,6 @@ COLUMNS = (
     "converted",
     "problem",
     "stretched",
-    "stretched_digest",
 )
 
 SHAPE = (PATCH, PATCH, 3)
@@ -72,20 +73,20 @@ class Pack:
     Attributes:
         folder: Where it lies.
         paths: The files, below the data's root, ordered.
-        pixels: Uint8 [N + E, 50, 50, 3], RGB, mapped from disk: the N files, smaller ones padded
-            with white on the right and below (and broken ones white), then the E smaller ones once
-            more, stretched.
+        pixels: Uint8 [N + E, 50, 50, 3], RGB, mapped from disk and checked when they are read: the
+            N files, smaller ones padded with white on the right and below (and broken ones white),
+            then the E smaller ones once more, stretched.
         table: One row for each file: width and height (int64, pixels of the file; 0 of a broken
             one), blank (bool, one colour throughout), digest (str, of the pixels as they are in the
             file), converted (str, from what; see `idc_lightning.data.decode.Decoded`), problem
             (str, why it can't be read), stretched (int64, row of ``pixels`` where it lies
-            stretched; -1 of one that isn't smaller), stretched_digest (str, of these pixels).
+            stretched; -1 of one that isn't smaller).
         key: A hash of names and pixels of all files.
     """
 
     folder: Path
     paths: list[str]
-    pixels: npt.NDArray[np.uint8]
+    pixels: CheckedRows
     table: pd.DataFrame
     key: str
 
@@ -100,7 +101,8 @@ def open_pack(root: Path, paths: Sequence[str], cache: Path, *, check_all: bool 
         root: Folder that the paths start from.
         paths: The files.
         cache: Folder of what can be made again.
-        check_all: Whether the pixels of all patches are checked, not only of some.
+        check_all: Whether the pixels of all patches are checked, not only of some. The others are
+            when they are first read.
 
     Raises:
         IDCError: If the cache can't be written, has too little room, or a process is killed.
@@ -119,11 +121,6 @@ def open_pack(root: Path, paths: Sequence[str], cache: Path, *, check_all: bool 
                 print(f"packing again, since {reason}: {folder}", flush=True)
             _pack(folder, root, paths)
     return _open(folder, root, paths, check_all=False)
-
-
-def map_pixels(folder: Path) -> npt.NDArray[np.uint8]:
-    """The pixels of a pack, mapped from disk."""
-    return np.asarray(np.load(folder / PIXELS, mmap_mode="r"))
 
 
 @dataclass(frozen=True)
@@ -197,30 +194,37 @@ def _open(folder: Path, root: Path, paths: list[str], check_all: bool) -> Pack:
     """
     try:
         facts = _read_facts(folder)
-        content = (folder / TABLE).read_bytes()
-        pixels = map_pixels(folder)
+        content = {name: (folder / name).read_bytes() for name in (TABLE, CHECKSUMS)}
+        pixels = np.asarray(np.load(folder / PIXELS, mmap_mode="r"))
+        checksums = np.load(folder / CHECKSUMS)
     except (OSError, ValueError, EOFError) as error:
         raise _UnusableError("a file of it is missing or damaged") from error
-    if facts.get("table") != _checksum(content):
-        raise _UnusableError("its table was changed")
+    for name, known in ((TABLE, facts.get("table")), (CHECKSUMS, facts.get("checksums"))):
+        if known != _hash(content[name]):
+            raise _UnusableError(f"its {name} was changed")
     if pixels.shape != (facts.get("rows"), *SHAPE) or pixels.dtype != np.uint8:
         raise _UnusableError("its pixels are not all there")
     table = pd.read_csv(
         folder / TABLE,
         usecols=COLUMNS[1:],
-        dtype={"digest": str, "converted": str, "problem": str, "stretched_digest": str},
+        dtype={"digest": str, "converted": str, "problem": str},
         keep_default_na=False,
         encoding_errors="surrogateescape",
     )
     table["blank"] = table["blank"].astype(bool)
-    pack = Pack(folder, paths, pixels, table, facts["table"])
     if len(table) != len(paths):
         raise _UnusableError("its table is of other files")
-    _check_pixels(pack, check_all)
+    damaged = (
+        f"the pixels in {folder} were changed after they were packed: idc-prepare, with the same "
+        "data, packs them again"
+    )
+    rows = CheckedRows(pixels, checksums, damaged=damaged)
+    _check_pixels(rows, check_all)
     broken = np.flatnonzero(table["problem"] != "")
     if any(not decode(root / paths[row]).problem for row in broken):
         raise _UnusableError("a file that couldn't be read can be read now")
-    return pack
+    key = _hash(f"{facts['table']} {facts['checksums']}".encode())
+    return Pack(folder, paths, rows, table, key)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
@@ -241,41 +245,22 @@ def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
-def _check_pixels(pack: Pack, check_all: bool) -> None:
-    """Compare pixels with their digests.
+def _check_pixels(pixels: CheckedRows, check_all: bool) -> None:
+    """Compare pixels with their checksums.
 
     Raises:
         _UnusableError: If some aren't those that were packed.
     """
-    table = pack.table.iloc[slice(None) if check_all else _spread(len(pack.paths), LOOKED_AT)]
-    names = ("width", "height", "digest", "stretched", "stretched_digest")
-    columns = (table[name].tolist() for name in names)
-    rows = zip(table.index.tolist(), *columns, strict=True)
-    checked = watched(rows, "checking pixels", total=len(table)) if check_all else rows
-    if not all(_is_as_packed(pack.pixels, *row) for row in checked):
-        raise _UnusableError("its pixels were changed")
+    rows = np.arange(len(pixels)) if check_all else _spread(len(pixels), LOOKED_AT)
+    parts = [rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK)]
+    try:
+        for part in watched(parts, "checking pixels", total=len(parts)) if check_all else parts:
+            pixels.read(part)
+    except IDCError as error:
+        raise _UnusableError("its pixels were changed") from error
 
 
-def _is_as_packed(
-    pixels: npt.NDArray[np.uint8],
-    row: int,
-    width: int,
-    height: int,
-    known: str,
-    stretched: int,
-    known_stretched: str,
-) -> bool:
-    """Whether a file's pixels are those that were packed."""
-    padded = pixels[row]
-    white = (padded[height:] == WHITE).all() and (padded[:, width:] == WHITE).all()
-    if height == 0:
-        return bool(white)
-    patch = padded[:height, :width]
-    second = stretched < 0 or digest(pixels[stretched]) == known_stretched
-    return bool(white and second and digest(patch) == known)
-
-
-def _checksum(content: bytes) -> str:
+def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
@@ -285,10 +270,12 @@ class _Packed:
 
     Attributes:
         rows: Width, height, blank, digest, converted and problem of each.
+        checksums: Of the pixels as they were written, uint32, by parts.
         stretched: Pixels of the smaller ones, uint8 [50, 50, 3], by their numbers.
     """
 
     rows: list[tuple[int, int, int, str, str, str]] = field(default_factory=list)
+    checksums: list[npt.NDArray[np.uint32]] = field(default_factory=list)
     stretched: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
 
@@ -327,24 +314,27 @@ def _foretold(root: Path, paths: list[str]) -> float:
 def _write(folder: Path, root: Path, paths: list[str]) -> None:
     packed = _write_pixels(folder / PIXELS, root, paths)
     places = {number: len(paths) + index for index, number in enumerate(packed.stretched)}
-    digests = {number: digest(pixels) for number, pixels in packed.stretched.items()}
     table = folder / TABLE
     with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(COLUMNS)
         lines.writerows(
-            (path, *row, places.get(number, -1), digests.get(number, ""))
+            (path, *row, places.get(number, -1))
             for number, (path, row) in enumerate(zip(paths, packed.rows, strict=True))
         )
+    stretched = checksums_of(packed.stretched.values())
+    with (folder / CHECKSUMS).open("wb") as file:
+        np.save(file, np.concatenate([*packed.checksums, stretched]))
     facts = {
         "format": FORMAT,
         "patches": len(paths),
         "rows": len(paths) + len(places),
-        "table": _checksum(table.read_bytes()),
+        "table": _hash(table.read_bytes()),
+        "checksums": _hash((folder / CHECKSUMS).read_bytes()),
         "root": str(root.absolute()).encode("utf-8", "backslashreplace").decode(),
     }
     write_text(folder / FACTS, json.dumps(facts, indent=2))
-    for name in (PIXELS, TABLE, FACTS):
+    for name in (PIXELS, CHECKSUMS, TABLE, FACTS):
         sync(folder / name)
 
 
@@ -364,6 +354,7 @@ def _write_pixels(file: Path, root: Path, paths: list[str]) -> _Packed:
     ) as parts:
         for part in watched(parts, "packing patches", total=len(calls)):
             packed.rows.extend(part.rows)
+            packed.checksums.extend(part.checksums)
             packed.stretched.update(part.stretched)
     with file.open("r+b") as out:
         out.seek(0, os.SEEK_END)
@@ -396,6 +387,7 @@ def _pack_some(root: str, paths: list[str], first: int, file: str, start: int) -
         found.rows.append((width, height, blank, digest(patch.pixels), patch.converted, ""))
         if (height, width) != (PATCH, PATCH):
             found.stretched[first + number] = stretch(patch.pixels)
+    found.checksums.append(checksums_of(pixels))
     # Writing tells of a full disk by an error; a memory map would end the process.
     with Path(file).open("r+b") as out:
         out.seek(start + first * BYTES)

@@ -3,13 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from idc_lightning.data.pack import map_pixels, open_pack
+from idc_lightning.data.checked import CheckedRows
+from idc_lightning.data.pack import open_pack
 from idc_lightning.errors import IDCError
 
 READ = ("width", "height", "blank", "digest")
@@ -24,8 +24,7 @@ class Store:
         table: The patches that could be read, with further columns width
             and height (int64, pixels of the file), edge (bool, smaller than 50x50 px), blank (bool,
             one colour throughout) and digest (str, of the pixels as they were in the file).
-        packed: Pixels of the table's rows and of others, mapped from disk, uint8 [M, 50, 50, 3],
-            RGB.
+        packed: Pixels of the table's rows and of others, uint8 [M, 50, 50, 3], RGB.
         places: Row of ``packed`` for each row of the table, int64 [N].
         folder: Where these lie.
         key: A hash of the names and pixels of all that ``packed`` holds.
@@ -38,7 +37,7 @@ class Store:
     """
 
     table: pd.DataFrame
-    packed: npt.NDArray[np.uint8]
+    packed: CheckedRows
     places: npt.NDArray[np.int64]
     folder: Path
     key: str
@@ -46,19 +45,6 @@ class Store:
     broken: pd.DataFrame
     dropped: int
     stretched: int = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without pixels that are mapped from disk, which another process maps again."""
-        state = dict(self.__dict__)
-        if isinstance(self.packed.base, np.memmap):
-            state["packed"] = None
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the pixels again if they were left out."""
-        if state["packed"] is None:
-            state["packed"] = map_pixels(state["folder"])
-        self.__dict__.update(state)
 
     def read(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Copy the pixels of some patches.
@@ -68,9 +54,11 @@ class Store:
 
         Returns:
             Uint8 [..., 50, 50, 3].
+
+        Raises:
+            IDCError: If they aren't those that were packed.
         """
-        pixels: npt.NDArray[np.uint8] = self.packed[self.places[np.asarray(rows)]]
-        return pixels
+        return self.packed.read(self.places[np.asarray(rows)])
 
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
