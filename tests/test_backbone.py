@@ -9,11 +9,14 @@ from urllib.error import URLError
 import pytest
 import torch
 from helpers_model import told
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import Weights, WeightsEnum
 
 from idc_lightning.config import HeadConfig
+from idc_lightning.errors import IDCError
 from idc_lightning.models.backbone import build_backbone, load_pretrained, read_checkpoint
 from idc_lightning.models.network import PatchNetwork
 
@@ -283,6 +286,37 @@ def test_truncated_file_is_told(tmp_path: Path, share: float, zipped: bool) -> N
     torch.save({"a": torch.rand(999)}, file, _use_new_zipfile_serialization=zipped)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
+    with told(f"can't read {file}", "damaged"):
+        read_checkpoint(file)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_is_told_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    file = tmp_path_factory.mktemp("changed") / "weights.ckpt"
+    weights = torch.rand(2000)
+    torch.save({"state_dict": {"a": weights}, "decision": 0.5}, file)
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(content)
+    try:
+        found = read_checkpoint(file)
+    except IDCError:
+        return
+    assert found["decision"] == 0.5
+    assert torch.equal(found["state_dict"]["a"], weights)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_a_changed_weight_is_told(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "weights.ckpt"
+    weights = torch.rand(2000)
+    torch.save({"a": weights}, file)
+    content = file.read_bytes()
+    place = content.index(weights.numpy().tobytes()) + int(share * 8000)
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with told(f"can't read {file}", "damaged"):
         read_checkpoint(file)
 

@@ -8,6 +8,7 @@ import difflib
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,6 +156,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # what is odd about a damaged file is told below
             warnings.simplefilter("ignore")
+            _check_content(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = (
@@ -171,3 +173,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise IDCError(f"can't read {path}: it holds a {type(content).__name__}, not weights")
     return content
+
+
+def _check_content(path: Path) -> None:
+    """Compare the parts of a file of weights with their checksums, which torch doesn't look at.
+
+    Raises:
+        zipfile.BadZipFile: If one was changed.
+    """
+    if not zipfile.is_zipfile(path):  # torch's format before 2020 has no checksums
+        return
+    with zipfile.ZipFile(path) as parts:
+        changed = parts.testzip()
+    if changed is not None:
+        raise zipfile.BadZipFile(f"{changed} was changed")
