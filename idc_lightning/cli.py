@@ -40,9 +40,9 @@ from idc_lightning.results.run_folders import (
     REASON,
     RESULTS,
     failed_jobs,
-    read_results,
     read_yaml,
 )
+from idc_lightning.results.sealed import read_results
 from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, take_up
 from idc_lightning.sweep import (
     check_resumed,

@@ -25,12 +25,12 @@ from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
 from idc_lightning.results.judgement import Judgement, decide_again, judge_splits
 from idc_lightning.results.predictions import predictions_table
+from idc_lightning.results.sealed import write_results
 from idc_lightning.results.summary import (
     comparison_table,
     console,
     metrics_table,
     versions,
-    write_results,
 )
 from idc_lightning.runs import JUDGED, Run, read_run
 

@@ -23,12 +23,12 @@ from idc_lightning.report.prediction import Predicted, write_prediction_report
 from idc_lightning.report.sections import check_patients, too_scattered
 from idc_lightning.results.judgement import Judgement, judge_splits
 from idc_lightning.results.predictions import predictions_table, write_predictions
+from idc_lightning.results.sealed import write_results
 from idc_lightning.results.summary import (
     called_table,
     console,
     metrics_table,
     versions,
-    write_results,
 )
 from idc_lightning.runs import JUDGED, Run, read_run
 

@@ -10,19 +10,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, remade
-from idc_lightning.results.run_folders import KEPT, RESULTS, read_results, read_yaml, run_paths
+from idc_lightning.results.run_folders import BEFORE, KEPT, OF_HYDRA, RESULTS, read_yaml, run_paths
+from idc_lightning.results.sealed import read_results
 
 HELD = ".lock"
 """File by which a process holds the folder of a sweep."""
 
 SUBDIR = "hydra.sweep.subdir="
 """What names the folders of jobs."""
-
-OF_HYDRA = Path(".hydra")
-"""Folder in a run folder that Hydra writes anew when a job is started again."""
-
-BEFORE = OF_HYDRA / ".before"
-"""What stood there, of a job that had ended before the sweep was started again."""
 
 CHOICE = "hydra.runtime.choices.hydra/sweeper"
 """Where a configuration says who chooses the jobs."""

@@ -37,13 +37,13 @@ from idc_lightning.report.tensorboard import log_judgement, log_pictures, log_va
 from idc_lightning.results.judgement import Judgement, decide, judge_splits
 from idc_lightning.results.predictions import predictions_table
 from idc_lightning.results.run_folders import RESULTS, varied_in_sweep
+from idc_lightning.results.sealed import write_results
 from idc_lightning.results.summary import (
     comparison_table,
     console,
     data_table,
     metrics_table,
     versions,
-    write_results,
 )
 from idc_lightning.resume import WORD
 from idc_lightning.trainer import resolve_accelerator, resolve_precision

@@ -1,6 +1,5 @@
 """Folders of runs as idc-train leaves them, with made predictions in place of a training."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from helpers_model import composed
 from omegaconf import OmegaConf
 
 from idc_lightning.config import JudgeConfig
+from idc_lightning.results.sealed import write_results
 from idc_lightning.results.summary import judge
 
 JUDGED = JudgeConfig(draws=200, confidence=0.95)
@@ -63,5 +63,5 @@ def write_run(
         table.to_csv(folder / "predictions" / f"{split}.csv", index=False, float_format="%.9g")
         metrics = judge(table, 0.5, JUDGED, seed=0)
         results[split] = {name: asdict(interval) for name, interval in metrics.items()}
-    (folder / "results.json").write_text(json.dumps(results))
+    write_results(folder / "results.json", results)
     return tables

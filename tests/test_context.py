@@ -18,7 +18,7 @@ from idc_lightning.models.batchnorm import batchnorms
 from idc_lightning.models.context import GridContext
 from idc_lightning.predict import predict
 from idc_lightning.ranks import ALONE
-from idc_lightning.results.run_folders import read_results
+from idc_lightning.results.sealed import read_results
 from idc_lightning.train import train
 from idc_lightning.training import build_data, build_model
 

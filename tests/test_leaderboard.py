@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from idc_lightning.compare import main as compare
 from idc_lightning.figures.leaderboard import draw_ranking, draw_varied
 from idc_lightning.results.leaderboard import Leaderboard, rank_runs, varied_keys
 from idc_lightning.results.run_folders import find_runs
+from idc_lightning.results.sealed import read_results, write_results
 
 FOLDS = [["a", "b"], ["c", "d"], ["e", "f"]]
 
@@ -75,9 +75,12 @@ def test_a_failure_counts_until_the_job_ends_well(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("results.json", "{", "results.json is damaged"),
-        ("predictions/dev.csv", "a,b\n1,2\n", "dev.csv is no table of predictions"),
-        ("predictions/test.csv", "", "test.csv is no table of predictions"),
-        (".hydra/config.yaml", "a: [", "config.yaml is damaged"),
+        ("results.json", "[]", "results.json was changed after its run had ended"),
+        ("predictions/dev.csv", "a,b\n1,2\n", "dev.csv was changed after its run had ended"),
+        ("predictions/test.csv", "", "test.csv was changed"),
+        (".hydra/config.yaml", "a: [", "config.yaml was changed"),
+        (".hydra/overrides.yaml", "[seed=1]", "overrides.yaml was changed"),
+        (".hydra/hydra.yaml", None, "can't read"),
         ("predictions/dev.csv", None, "can't read"),
     ],
 )
@@ -91,6 +94,15 @@ def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: str | None, 
         board(tmp_path)
 
 
+@pytest.mark.parametrize(("old", "new"), [("0.", "1."), ('"seconds"', '"minutes"'), ("60", "61")])
+def test_a_changed_number_is_told(tmp_path: Path, old: str, new: str) -> None:
+    write_run(tmp_path / "0")
+    path = tmp_path / "0" / "results.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with told(f"{path} was changed after its run had ended: train again"):
+        board(tmp_path)
+
+
 # How it is ranked
 
 
@@ -100,6 +112,7 @@ def test_configurations_are_ranked_by_dev_whatever_test_says(tmp_path: Path) -> 
         write_run(run, f"model.head.dropout=0.{number}", quality=dev)
         worse = predictions(PATIENTS["test"], test)
         worse.to_csv(run / "predictions" / "test.csv", index=False)
+        write_results(run / "results.json", read_results(run / "results.json"))
     ranked = board(tmp_path)
     assert [each.name for each in ranked.ranked] == ["1", "2", "0"]
     assert [each.varied for each in ranked.ranked] == [
@@ -247,6 +260,8 @@ def test_folds_that_share_patients_are_refused(tmp_path: Path) -> None:
     write_folds(tmp_path)
     shared = predictions(["a", "b"], 1)
     shared.to_csv(tmp_path / "1" / "predictions" / "test.csv", index=False)
+    sealed = tmp_path / "1" / "results.json"
+    write_results(sealed, read_results(sealed))
     with told("test of the runs 0, 1, 2 has patches of patient a twice"):
         board(tmp_path)
 
@@ -322,10 +337,10 @@ def test_metrics_that_are_undefined_can_be_drawn(tmp_path: Path) -> None:
     for number in range(2):
         write_run(tmp_path / str(number), f"seed={number}", quality=1)
         path = tmp_path / str(number) / "results.json"
-        results = json.loads(path.read_text())
+        results = read_results(path)
         for split in ("dev", "test"):
             results[split]["auroc"] = {"value": None, "low": None, "high": None}
-        path.write_text(json.dumps(results))
+        write_results(path, results)
     found = board(tmp_path, "auroc")
     for draw in (draw_ranking, draw_varied):
         assert draw(tmp_path / "figure.png", found).path.stat().st_size > 5_000

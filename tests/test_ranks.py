@@ -21,7 +21,7 @@ from idc_lightning import ranks
 from idc_lightning.data.batches import BatchShare
 from idc_lightning.evaluate import evaluate
 from idc_lightning.ranks import ALONE, Place, place_of, started
-from idc_lightning.results.run_folders import read_results
+from idc_lightning.results.sealed import read_results
 
 RUN = (
     *[word for word in SMALL if not word.startswith(("trainer=", "model.backbone="))],

@@ -17,7 +17,7 @@ from helpers_command import SMALL, Command
 from helpers_process import run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from idc_lightning.results.run_folders import read_results
+from idc_lightning.results.sealed import read_results
 
 KILLED = Path(__file__).with_name("killed_command.py")
 

@@ -1,12 +1,8 @@
-import json
 import math
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_model import told
 from rich.console import Console
 from rich.table import Table
 from test_bootstrap import NAMES, cohort
@@ -23,7 +19,6 @@ from idc_lightning.results.summary import (
     judge,
     metrics_table,
     versions,
-    write_results,
 )
 
 CONFIG = ResultsConfig(threshold="max_f1", sensitivity=0.9, draws=50, confidence=0.9)
@@ -70,32 +65,6 @@ def test_patients_whose_names_are_numbers_are_judged_alike(predictions: pd.DataF
         predictions.assign(patient_id=numbers.astype(int)),
     )
     assert judge(as_int, 0.4, CONFIG, seed=0) == judge(as_text, 0.4, CONFIG, seed=0)
-
-
-def test_results_are_plain_json(predictions: pd.DataFrame, tmp_path: Path) -> None:
-    metrics = {split: judge(predictions, 0.4, CONFIG, seed=0) for split in ("dev", "test")}
-    metrics["test"]["auroc"] = Interval(None, None, None)
-    path = tmp_path / "new" / "results.json"
-    content = {split: {name: asdict(v) for name, v in of.items()} for split, of in metrics.items()}
-    write_results(path, content | {"threshold": 0.4, "versions": versions()})
-    read = json.loads(path.read_text())
-    assert list(read) == ["dev", "test", "threshold", "versions"]
-    assert set(read["test"]) == JUDGED
-    assert read["test"]["auroc"] == {"value": None, "low": None, "high": None}
-    assert path.read_text().endswith("}\n")
-
-
-def test_what_json_does_not_know_leaves_no_file(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    with pytest.raises(ValueError, match="nan"):
-        write_results(path, {"images_per_second": float("nan")})
-    assert not list(tmp_path.iterdir())
-
-
-def test_results_that_cannot_be_written_are_told(tmp_path: Path) -> None:
-    (tmp_path / "results.json").mkdir()
-    with told("can't write", "results.json"):
-        write_results(tmp_path / "results.json", {})
 
 
 def test_versions_name_what_the_numbers_depend_on() -> None:

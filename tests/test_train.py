@@ -24,7 +24,7 @@ from idc_lightning.data.augment import as_float
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import read_splits, split_hash
 from idc_lightning.metrics import idc_probability
-from idc_lightning.results.run_folders import read_results
+from idc_lightning.results.sealed import read_results
 
 NAMES = {
     "f1",

@@ -1,6 +1,5 @@
 """Runs of ``idc-train`` below a folder, as their files tell: what was typed and what came of it."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,12 +12,21 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from idc_lightning.errors import IDCError
-from idc_lightning.results.predictions import COLUMNS
+from idc_lightning.results.sealed import check_sealed, read_results
 
 FAILED = ".failed"
 """A run that failed is renamed so that its folder ends in this, and a number from the second on."""
 
-OVERRIDES = Path(".hydra", "overrides.yaml")
+OF_HYDRA = Path(".hydra")
+"""Folder in a run folder in which Hydra keeps how the run was started."""
+
+BEFORE = OF_HYDRA / ".before"
+"""The same of a job that has ended, while a sweep that goes on is about to write over it."""
+
+HYDRA = ("hydra.yaml", "config.yaml", "overrides.yaml")
+"""Files in these: Hydra's own configuration, the run's, and what was typed for it."""
+
+OVERRIDES = OF_HYDRA / "overrides.yaml"
 """File in a run folder that says what was typed for the run."""
 
 KEPT = "multirun.yaml"
@@ -74,18 +82,13 @@ class RunFolder:
         """Labelled predictions of a split, as `predictions_table` makes them.
 
         Raises:
-            IDCError: If they aren't there or are no such table.
+            IDCError: If they aren't there or were changed.
         """
-        path = self.path / "predictions" / f"{split}.csv"
-        try:
-            table = pd.read_csv(path, dtype={"patient_id": str})
-        except OSError as error:
-            raise IDCError(f"can't read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise IDCError(f"{path} is no table of predictions: {error}") from error
-        if list(table.columns) != list(COLUMNS) or table.isna().any(axis=None):
-            raise IDCError(f"{path} is no table of predictions: train the run again")
-        return table
+        name = f"predictions/{split}.csv"
+        path = self.path / name
+        assert self.results is not None
+        check_sealed(self.results, name, path)
+        return pd.read_csv(path, dtype={"patient_id": str})
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
@@ -107,21 +110,6 @@ def find_runs(folder: Path) -> list[RunFolder]:
     paths = sorted(run_paths(folder), key=lambda path: _natural(str(path)))
     runs = [_read(path, folder) for path in paths if not _superseded(path)]
     return [run for run in runs if run is not None]
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results.json.
-
-    Raises:
-        IDCError: If it can't be read.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise IDCError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise IDCError(f"{path} is damaged: {error}") from error
-    return dict(content)
 
 
 def failed_jobs(sweep: Path) -> dict[str, str]:
@@ -167,22 +155,32 @@ def _read(path: Path, folder: Path) -> RunFolder | None:
     name = str(path.relative_to(folder)) if path != folder else path.resolve().name
     if made_by(path) != "train":
         return None
-    hydra: Any = read_yaml(path / ".hydra" / "hydra.yaml")
-    results, reason = path / RESULTS, path / REASON
-    problem = ""
+    reason, problem = path / REASON, ""
     if reason.is_file():
         problem = " ".join(reason.read_text(encoding="utf-8").split())
-    elif not results.is_file():
+    elif not (path / RESULTS).is_file():
         problem = UNFINISHED
+    results = None if problem else read_results(path / RESULTS)
+    hydra, config, typed = (_of_hydra(path, kind, results) for kind in HYDRA)
     return RunFolder(
         path=path,
         name=name,
-        overrides=_overrides(path),
+        overrides=_by_key(typed),
         choices={key: str(value) for key, value in hydra["hydra"]["runtime"]["choices"].items()},
-        config=read_yaml(path / ".hydra" / "config.yaml"),
-        results=None if problem else read_results(results),
+        config=config,
+        results=results,
         problem=problem,
     )
+
+
+def _of_hydra(path: Path, name: str, results: dict[str, Any] | None) -> Any:  # noqa: ANN401 - YAML
+    """What Hydra has left of a run, unless it was changed since the run ended."""
+    # A sweep that goes on writes over it, and keeps that of jobs which have ended.
+    kept = path / BEFORE / name
+    file = kept if kept.is_file() else path / OF_HYDRA / name
+    if results is not None:
+        check_sealed(results, str(OF_HYDRA / name), file)
+    return read_yaml(file)
 
 
 def varied_in_sweep(folder: Path) -> list[str]:
@@ -202,7 +200,11 @@ def varied_in_sweep(folder: Path) -> list[str]:
 
 def _overrides(folder: Path) -> dict[str, str]:
     """What was typed for a run, by key."""
-    pairs = [word.lstrip("+").partition("=") for word in read_yaml(folder / OVERRIDES)]
+    return _by_key(read_yaml(folder / OVERRIDES))
+
+
+def _by_key(words: list[str]) -> dict[str, str]:
+    pairs = [word.lstrip("+").partition("=") for word in words]
     return {key: value for key, _, value in pairs}
 
 

@@ -1,12 +1,10 @@
-"""The numbers of a run: results.json, and the table that the command prints."""
+"""The numbers of a run, and the tables that the command prints."""
 
-import json
 import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,6 @@ from rich.text import Text
 from idc_lightning import __version__
 from idc_lightning.config import JudgeConfig
 from idc_lightning.data.health import summarise
-from idc_lightning.files import write_text
 from idc_lightning.results.bootstrap import Interval, bootstrap_metrics
 from idc_lightning.results.calibration import expected_calibration_error
 from idc_lightning.results.patients import Mean
@@ -82,19 +79,6 @@ def versions() -> dict[str, str]:
     """Versions of this project, Python and the packages that numbers may depend on."""
     found = {name: version(name) for name in PACKAGES}
     return {"idc_lightning": __version__, "python": platform.python_version(), **found}
-
-
-def write_results(path: Path, content: dict[str, Any]) -> None:
-    """Write results.json.
-
-    Args:
-        path: The file.
-        content: Plain values by key; no NaN.
-
-    Raises:
-        IDCError: If it can't be written.
-    """
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def data_table(summary: pd.DataFrame) -> Table:
