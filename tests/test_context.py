@@ -263,7 +263,11 @@ def test_a_grid_sees_neighbours_as_far_as_its_blocks_reach_and_no_background() -
 
 
 def test_stored_features_of_a_grid_teach_what_images_teach(tmp_path: Path) -> None:
-    frozen = (*CROPS, *GRID, "model.freeze_backbone=true", "model.head.dropout=0", "seed=3")
+    # Of the table's first row, a patch of dev, no turned view is computed.
+    splits = "101,dev\n102,train\n103,train\n104,train\n105,train\n9,test\n"
+    (tmp_path / "first.csv").write_text(f"patient_id,split\n{splits}")
+    given = f"split.path={tmp_path}/first.csv"
+    frozen = (*CROPS, *GRID, "model.freeze_backbone=true", "model.head.dropout=0", "seed=3", given)
     weights = []
     for name in ("auto", "off"):
         own = trained(tmp_path / name, *frozen, f"data.features={name}", f"cache={tmp_path}/cache")

@@ -368,11 +368,13 @@ class IDCDataModule(lightning.LightningDataModule):
         """
         if self.features is None:
             raise RuntimeError("the features of the frozen backbone aren't computed yet")
+        there = cell != NO_CELL
         if views is not None:
-            views = views[:, None, None].expand(cell.shape).flatten()
-        features = self.features.read(cell.flatten().clamp_min(0), views).to(cell.device)
-        missing = (cell == NO_CELL).flatten()[:, None]
-        return features.masked_fill_(missing, 0).reshape(*cell.shape, -1)
+            views = views[:, None, None].expand(cell.shape)[there]
+        found = self.features.read(cell[there], views).to(cell.device)
+        features = found.new_zeros(*cell.shape, found.shape[1])
+        features[there] = found
+        return features
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of its data: plain values of where and how it was read."""
