@@ -1,7 +1,8 @@
-# make demo    train on synthetic tissue and print a table of test metrics
-# make test    run all tests
-# make bench   measure speed and memory beside the notebook's (make bench BENCH=quick: some minutes)
-# make lint    ruff and the strict type checker
+# make demo       train on synthetic tissue and print a table of test metrics
+# make test       run all tests
+# make campaigns  attack the whole with faults and hostile input, for an hour or so
+# make bench      measure speed and memory beside the notebook's (make bench BENCH=quick: some minutes)
+# make lint       ruff and the strict type checker
 # Each makes .venv on first use and again only when pyproject.toml or constraints.txt change.
 
 VENV := .venv
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # What is measured; see benchmarks/README.md.
 BENCH ?= full
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test campaigns bench lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/idc-train
@@ -24,6 +25,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
 		--no-loadscope-reorder
+
+campaigns: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m campaign tests/campaigns
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.run $(BENCH)

@@ -60,7 +60,7 @@ def first_step(folder: Path) -> int:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint under another name first, in the same folder."""
+    """Writes a checkpoint under another name first, in the same folder; reads whole ones only."""
 
     def save_checkpoint(
         self,
@@ -75,6 +75,14 @@ class WholeFiles(TorchCheckpointIO):
         """
         with replaced(Path(path)) as partial:
             torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Read it to the CPU, whatever Lightning asks for, and run no code that it may hold.
+
+        Raises:
+            IDCError: If it is absent, damaged or holds anything but tensors and plain values.
+        """
+        return read_checkpoint(Path(path))
 
 
 class Checkpoints(ModelCheckpoint):

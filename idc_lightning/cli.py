@@ -40,10 +40,9 @@ from idc_lightning.results.run_folders import (
     REASON,
     RESULTS,
     failed_jobs,
-    read_yaml,
 )
 from idc_lightning.results.sealed import read_results
-from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, take_up
+from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, own_config, take_up
 from idc_lightning.sweep import (
     check_resumed,
     hold_sweep,
@@ -302,8 +301,7 @@ def _check_ended(folder: Path, config: CommandConfig) -> None:
     if read_results(folder / RESULTS)["config_hash"] == config.digest():
         return
     # It may have been prolonged by itself.
-    own = OmegaConf.create(dict(read_yaml(folder / ".hydra" / "config.yaml")))
-    if not kept or read_config(own, Config).course() != config.course():
+    if not kept or own_config(folder)[1].course() != config.course():
         raise IDCError(
             f"{folder} holds the result of another job: give each a folder of its own by "
             "hydra.sweep.subdir, or the sweep another one by hydra.sweep.dir"

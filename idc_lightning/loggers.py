@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from idc_lightning.config import LoggerConfig
+from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
 
 
@@ -83,10 +84,19 @@ class _Rows(ExperimentWriter):
             self._keep_until(path, first_step)
 
     def _keep_until(self, path: Path, first_step: int) -> None:
-        """Drop rows from a step on, and a last one that was being written."""
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        reader = csv.DictReader(io.StringIO(whole))
-        rows = [row for row in reader if int(row["step"]) < first_step]
+        """Drop rows from a step on, and a last one that was being written.
+
+        Raises:
+            IDCError: If the file is damaged.
+        """
+        try:
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+            reader = csv.DictReader(io.StringIO(whole), strict=True)
+            rows = [row for row in reader if _step(row) < first_step]
+        except (ValueError, KeyError, csv.Error) as error:
+            raise IDCError(
+                f"{path} is damaged: delete it, to go on without the curves so far"
+            ) from error
         if not rows:
             path.unlink()
             return
@@ -108,3 +118,17 @@ class _Rows(ExperimentWriter):
         writer.writeheader()
         writer.writerows(rows)
         write_text(Path(self.metrics_file_path), text.getvalue())
+
+
+def _step(row: dict[str, str]) -> int:
+    """The step of a row of metrics.csv, whose values are numbers or empty.
+
+    Raises:
+        ValueError: If one isn't, or there are more or fewer of them than columns.
+        KeyError: If it has no step.
+    """
+    if None in row or None in row.values():  # so DictReader says it
+        raise ValueError("a row has more or fewer values than there are columns")
+    for value in row.values():
+        float(value or 0)
+    return int(row["step"])

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.conf_folder import describe, groups_of, keys, unknown_key
@@ -21,7 +22,15 @@ from idc_lightning.config import BOUND, SHOWN, Config, PatchPretrainingConfig, r
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, write_text
 from idc_lightning.models.backbone import read_checkpoint
-from idc_lightning.results.run_folders import FAILED, KEPT, REASON, RESULTS, made_by, read_yaml
+from idc_lightning.results.run_folders import (
+    FAILED,
+    KEPT,
+    REASON,
+    RESULTS,
+    made_by,
+    read_yaml,
+    value_in_yaml,
+)
 from idc_lightning.trainer import resolve_accelerator, resolve_precision
 
 WORD = "resume="
@@ -62,8 +71,7 @@ def take_up(words: Sequence[str]) -> Resumed | None:
     """
     folder = _folder(words)
     typed = _overrides([word for word in words if not word.startswith(WORD)])
-    own = OmegaConf.create(dict(read_yaml(folder / ".hydra" / "config.yaml")))
-    before = read_config(own, Config)
+    own, before = own_config(folder)
     lock = hold_run(folder)
     problem = obstacle(before, folder)
     if problem:
@@ -81,6 +89,22 @@ def take_up(words: Sequence[str]) -> Resumed | None:
     folder = _unfinished(folder)
     _write(folder, own, typed)
     return Resumed(config, folder, lock)
+
+
+def own_config(folder: Path) -> tuple[DictConfig, Config]:
+    """The configuration that a run folder holds, as it is written and checked.
+
+    Raises:
+        IDCError: If it can't be read, or isn't one of this version.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    values = value_in_yaml(path)
+    try:
+        own = OmegaConf.create(values)
+        return own, read_config(own, Config)
+    except (IDCError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise IDCError(f"{path} is damaged or of another version: {reason}") from error
 
 
 def hold_run(folder: Path) -> FileLock:
@@ -143,7 +167,7 @@ def _folder(words: Sequence[str]) -> Path:
         raise IDCError(f"there is no {folder}: the run failed, go on with {WORD}{named[0]}{FAILED}")
     if not (folder / ".hydra" / "config.yaml").is_file() or made_by(folder) != Config.command:
         raise IDCError(f"{folder} holds no run of idc-train")
-    started = read_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["runtime"].get("cwd")
+    started = value_in_yaml(folder / ".hydra" / "hydra.yaml", "hydra", "runtime").get("cwd")
     if started and Path(started).is_dir():
         os.chdir(started)
     return folder

@@ -10,7 +10,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, remade
-from idc_lightning.results.run_folders import BEFORE, KEPT, OF_HYDRA, RESULTS, read_yaml, run_paths
+from idc_lightning.results.run_folders import (
+    BEFORE,
+    KEPT,
+    OF_HYDRA,
+    RESULTS,
+    run_paths,
+    value_in_yaml,
+)
 from idc_lightning.results.sealed import read_results
 
 HELD = ".lock"
@@ -39,7 +46,7 @@ def check_resumed(folder: Path, config: DictConfig) -> None:
         return
     if not (folder / KEPT).is_file():
         raise IDCError(f"{folder} holds files, but no sweep that could be resumed")
-    before = OmegaConf.create(read_yaml(folder / KEPT))
+    before = OmegaConf.create(value_in_yaml(folder / KEPT))
     if OmegaConf.select(before, "hydra.overrides.task") is None:
         raise IDCError(f"{folder / KEPT} is damaged, so that the sweep can't be known again")
     now, then = _typed(config), _typed(before)

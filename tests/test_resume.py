@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -289,6 +290,42 @@ def test_a_run_that_failed_goes_on_under_its_own_name(
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
     assert (tmp_path / "run" / "results.json").is_file()
     assert not (tmp_path / "run" / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("metrics.csv", b"\n0", b"\n\xac0", "metrics.csv is damaged: delete it, to go on"),
+        ("metrics.csv", b",", b"", "metrics.csv is damaged: delete it"),
+        ("metrics.csv", b"step", b"stop", "metrics.csv is damaged: delete it"),
+        ("metrics.csv", b"0.", b"O.", "metrics.csv is damaged: delete it"),
+        ("checkpoints/best.ckpt", b"PK", b"KP", "best.ckpt: it is damaged, incomplete or no"),
+        ("checkpoints/last.ckpt", b"PK", b"KP", "last.ckpt: it is damaged, incomplete or no"),
+        (".hydra/config.yaml", b"data:", b"dota:", "config.yaml is damaged or of another version"),
+        (".hydra/config.yaml", b":", b"", "config.yaml is damaged"),
+        (".hydra/hydra.yaml", b"job:", b"jab:", "hydra.yaml is damaged: it has no hydra.job"),
+        (".hydra/hydra.yaml", b"runtime:", b"rantime:", "damaged: it has no hydra.runtime"),
+    ],
+)
+def test_a_damaged_file_of_a_run_that_goes_on_is_told(
+    command: Command,
+    undisturbed: Path,
+    tmp_path: Path,
+    name: str,
+    old: bytes,
+    new: bytes,
+    said: str,
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    file = tmp_path / "run" / name
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new, 1))
+    ended = command("resume=run")
+    assert ended.code == 1
+    assert len(ended.err.splitlines()) == 1
+    assert said in ended.err
 
 
 def test_a_run_that_goes_on_elsewhere_is_left_alone(command: Command, undisturbed: Path) -> None:

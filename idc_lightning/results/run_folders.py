@@ -192,7 +192,7 @@ def varied_in_sweep(folder: Path) -> list[str]:
     sweep = next((place for place in folder.absolute().parents if (place / KEPT).is_file()), None)
     if sweep is None:
         return []
-    typed = read_yaml(sweep / KEPT)["hydra"]["overrides"]["task"]
+    typed = value_in_yaml(sweep / KEPT, "hydra", "overrides", "task")
     parsed = OverridesParser.create().parse_overrides(typed)
     shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
     return [key for key in _overrides(folder) if key not in shared and not key.startswith("sweep.")]
@@ -214,7 +214,7 @@ def made_by(folder: Path) -> str:
     Raises:
         IDCError: If it can't be read.
     """
-    return str(read_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["config_name"])
+    return str(value_in_yaml(folder / OF_HYDRA / "hydra.yaml", "hydra", "job", "config_name"))
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML
@@ -229,3 +229,19 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML
         raise IDCError(f"can't read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise IDCError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
+def value_in_yaml(path: Path, *keys: str) -> Any:  # noqa: ANN401 - any YAML
+    """A value in a file, as a plain one; of no keys its whole content, by key.
+
+    Raises:
+        IDCError: If it can't be read, or has no such key.
+    """
+    found = read_yaml(path)
+    for number, key in enumerate(keys):
+        if not isinstance(found, dict) or key not in found:
+            raise IDCError(f"{path} is damaged: it has no {'.'.join(keys[: number + 1])}")
+        found = found[key]
+    if not keys and not isinstance(found, dict):
+        raise IDCError(f"{path} is damaged: it has no keys")
+    return found

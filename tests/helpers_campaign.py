@@ -1,0 +1,48 @@
+"""What campaigns share: commands in processes of their own, draws with a printed seed, counts."""
+
+import os
+import zlib
+from collections import Counter
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+from helpers_process import run_script
+
+import idc_lightning
+
+PACKAGE = Path(idc_lightning.__file__).parent
+
+SEED = "CAMPAIGN_SEED"
+"""Environment variable that repeats a campaign."""
+
+
+def run(command: str, *words: str, within: Path) -> CompletedProcess[str]:
+    """Run a command such as ``"train"`` in a folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return run_script(PACKAGE / f"{command}.py", words, within=within, environment=environment)
+
+
+class Campaign:
+    """Draws that can be repeated, and how often came what.
+
+    Args:
+        seed: Of all draws.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Draws of one part, which don't depend on which other parts are run."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+    def count(self, part: str, what: str) -> None:
+        """Note what came of a trial."""
+        self.counts[part, what] += 1
+
+    def lines(self) -> list[str]:
+        """The seed and all counts."""
+        counts = [f"{part}: {what} {n}" for (part, what), n in sorted(self.counts.items())]
+        return [f"{SEED}={self.seed}", *counts]
