@@ -103,6 +103,13 @@ def test_a_changed_number_is_told(tmp_path: Path, old: str, new: str) -> None:
         board(tmp_path)
 
 
+def test_any_name_of_a_patient_is_read(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", patients={"dev": ["NA", "null"], "test": ["007", "nan"]})
+    (run,) = find_runs(tmp_path)
+    assert set(run.predictions("dev")["patient_id"]) == {"NA", "null"}
+    assert set(run.predictions("test")["patient_id"]) == {"007", "nan"}
+
+
 # How it is ranked
 
 

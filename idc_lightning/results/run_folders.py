@@ -88,7 +88,7 @@ class RunFolder:
         path = self.path / name
         assert self.results is not None
         check_sealed(self.results, name, path)
-        return pd.read_csv(path, dtype={"patient_id": str})
+        return pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False)
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
