@@ -83,8 +83,10 @@ def files(run: Path) -> list[str]:
 
 
 def results(run: Path) -> dict[str, Any]:
-    """Without what tells the time."""
+    """Without what tells the time, or how the run was started."""
     content = read_results(run / "results.json")
+    files = content["files"].items()
+    content["files"] = {name: found for name, found in files if not name.startswith(".hydra")}
     return {k: v for k, v in content.items() if k not in ("seconds", "images_per_second")}
 
 
