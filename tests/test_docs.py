@@ -53,6 +53,7 @@ def commands(page: Path) -> list[str]:
 
 def typed(command: str) -> list[str]:
     """The words that Hydra reads, with one value each, and a name in place of what is left open."""
+    command = command.replace("$DATA ", "")
     words = shlex.split(re.sub(r"<[^>]+>|\.\.\.", "x", command), comments=True)[1:]
     words = [word for word in words if not word.startswith(("-", "resume="))]
     if words and "=" not in words[0]:
