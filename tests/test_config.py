@@ -76,12 +76,21 @@ def test_every_choice_is_accepted(choice: str) -> None:
     config = config_of(choice)
     section = getattr(config, group, None)
     if section is not None and "name" in type(section).model_fields:
-        assert section.name == name
+        file = OmegaConf.load(conf_folder() / group / f"{name}.yaml")
+        assert section.name in (name, *file.get("defaults", []))
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_experiments_go_with_real_data_and_a_quick_look(experiment: str) -> None:
     config_of("data=idc", f"experiment={experiment}", "debug=fast")
+
+
+@pytest.mark.parametrize("group", ["optimizer", "scheduler", "split", "pretraining"])
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_other_choices_take_the_place_of_an_experiments(experiment: str, group: str) -> None:
+    for name in choices(group):
+        config = config_of(f"experiment={experiment}", f"{group}={name}")
+        assert getattr(config, group) == getattr(config_of(f"{group}={name}"), group)
 
 
 def test_each_key_in_conf_is_read_and_nothing_else_is() -> None:
@@ -274,9 +283,9 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
             "callbacks.early_stopping.patience=0 should be greater",
         ),
         (
-            "experiment=notebook",
             "optimizer=adamw",
-            "unknown key optimizer.momentum, it belongs to optimizer=sgd",
+            "+optimizer.momentum=0.5",
+            "unknown key optimizer.momentum, it belongs to optimizer=notebook and optimizer=sgd",
         ),
     ],
 )
@@ -332,8 +341,8 @@ def test_an_error_without_a_text_is_told_by_its_cause() -> None:
 
 
 def test_keys_and_choices_are_those_of_the_files() -> None:
-    assert keys("train")["optimizer.momentum"] == ["optimizer=sgd"]
-    assert keys("train")["scheduler.max_lr"] == ["scheduler=cyclic", "scheduler=onecycle"]
+    assert keys("train")["optimizer.nesterov"] == ["optimizer=notebook", "optimizer=sgd"]
+    assert keys("train")["scheduler.warmup"] == ["scheduler=onecycle"]
     assert keys("train")["model.head.dropout"] == ["model=resnet18"]
     assert keys("train")["seed"] == []
     assert not any(key.startswith(("hydra", "defaults", "experiment")) for key in keys("train"))
