@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import idc_lightning.data.archive as archive
-from idc_lightning.data.archive import LARGEST, left_out, unpack
+from idc_lightning.data.archive import left_out, unpack
 from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.decode import LARGEST
 from idc_lightning.data.grid import file_name
 from idc_lightning.data.index import read_index
 from idc_lightning.errors import IDCError

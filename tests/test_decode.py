@@ -142,7 +142,18 @@ def test_what_is_no_file_gives_the_reason(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.png").mkdir()
     assert decode(tmp_path / "link.png") == Decoded(problem="No such file or directory")
-    assert decode(tmp_path / "folder.png") == Decoded(problem="Is a directory")
+    assert decode(tmp_path / "folder.png") == Decoded(problem="not a file")
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.write(WHOLE)
+        file.truncate(10**12)
+    assert decode(tmp_path / "pipe.png") == Decoded(problem="not a file")
+    assert decode(tmp_path / "device.png") == Decoded(problem="not a file")
+    assert decode(tmp_path / "huge.png") == Decoded(problem="1e+03 GB, too much for a patch")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read every file")

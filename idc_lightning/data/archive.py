@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from idc_lightning.data.decode import LARGEST
 from idc_lightning.data.grid import FILE_NAME
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.files import made_once, write_text
@@ -19,9 +20,6 @@ from idc_lightning.progress import watched
 PATIENTS = "patients"
 LEFT_OUT = "left_out.json"
 """Below an archive's folder: the patients' folders, and numbers of what wasn't unpacked."""
-
-LARGEST = 1_000_000
-"""Bytes of the largest file that is taken for a patch; a true one has some 7,500."""
 
 UNREADABLE = (
     zipfile.BadZipFile,

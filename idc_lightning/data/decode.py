@@ -3,8 +3,11 @@
 Files are untrusted: whatever they hold ends in pixels or in one line on what is wrong with them.
 """
 
+import errno
 import hashlib
 import io
+import os
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -12,15 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
+from idc_lightning.files import in_units
 
 WHITE = 255
 
 START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 """How each PNG begins; width, height and bits of a sample follow (PNG specification, 11.2.1)."""
+
+LARGEST = 1_000_000
+"""Bytes of the largest file that is taken for a patch; a true one has some 7,500."""
 
 HEADER = struct.Struct(f">{len(START)}sIIB")
 
@@ -53,11 +61,30 @@ class Decoded:
     converted: str = ""
 
 
+def read_file(path: str | Path) -> bytes:
+    """Read what shall be a patch.
+
+    Raises:
+        OSError: If it can't be read, or is no patch whatever it holds: a pipe or device, which may
+            have no end, or more than `LARGEST` bytes.
+    """
+    # A pipe would be waited for, unless opened so.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        if status.st_size > LARGEST:
+            raise OSError(errno.EFBIG, f"{in_units(status.st_size)}, too much for a patch")
+        return os.read(handle, status.st_size)
+    finally:
+        os.close(handle)
+
+
 def decode(path: str | Path) -> Decoded:
     """Read one file; never raises for what it holds, or for its absence."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path.open takes as long again
-            content = file.readall()
+        content = read_file(path)
         if not content:
             return Decoded(problem="empty file")
         if len(content) < HEADER.size or not content.startswith(START):
@@ -109,6 +136,12 @@ def digest(pixels: npt.NDArray[np.uint8]) -> str:
     height, width = pixels.shape[:2]
     size = f"{width}x{height}".encode()
     return hashlib.blake2b(size + pixels.tobytes(), digest_size=12).hexdigest()
+
+
+def image_keys(digests: pd.Series) -> npt.NDArray[np.int64]:
+    """The first half of each `digest`, as numbers [n]: enough to tell 10^7 images apart."""
+    halves = "".join(digests.str[:16])
+    return np.frombuffer(bytes.fromhex(halves), dtype=">i8").astype(np.int64)
 
 
 def is_blank(pixels: npt.NDArray[np.uint8]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from idc_lightning.data.decode import read_file
 from idc_lightning.data.grid import NO_LABEL, NUMBER, PATIENT_NAME
 from idc_lightning.data.index import check_grid, named, without_conflicts
 from idc_lightning.errors import IDCError
@@ -171,6 +172,6 @@ def _without_copies(root: Path, table: pd.DataFrame) -> pd.DataFrame:
 def _digest(path: Path) -> str:
     """A hash of a file; of one that can't be read, which is told later, its name."""
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(read_file(path), digest_size=16).hexdigest()
     except OSError:
         return str(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from idc_lightning.data.decode import HEADER, START
+from idc_lightning.data.decode import HEADER, START, read_file
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
 
@@ -82,8 +82,7 @@ def _most_common(patches: pd.DataFrame) -> tuple[int, int]:
 def _size(path: Path) -> tuple[int, int] | None:
     """Width and height of a PNG; None for what isn't one."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEADER.size)
+        head = read_file(path)[: HEADER.size]
     except OSError:
         return None
     if len(head) < HEADER.size or not head.startswith(START):
