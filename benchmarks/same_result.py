@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.machine import header
 from benchmarks.measure import run_child
-from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.results.sealed import read_results
+from idc_lightning.torch_files import read_checkpoint
 
 WAYS = ("auto", "off")
 """Values of data.features: stored, and computed in each step."""

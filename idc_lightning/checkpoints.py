@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from idc_lightning import termination
-from idc_lightning.files import replaced
 from idc_lightning.loggers import flush
 from idc_lightning.metrics import better
-from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.torch_files import read_checkpoint, write_checkpoint
 
 FOLDER = "checkpoints"
 """Folder of the checkpoints in the run folder."""
@@ -73,8 +71,7 @@ class WholeFiles(TorchCheckpointIO):
         Raises:
             IDCError: If the folder can't be written.
         """
-        with replaced(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: ANN401
         """Read it to the CPU, whatever Lightning asks for, and run no code that it may hold.

@@ -26,15 +26,15 @@ from idc_lightning.data.grid import NO_CELL, NO_LABEL, grid_of
 from idc_lightning.data.views import VIEWS, as_view
 from idc_lightning.decision import UNDECIDED, Decision
 from idc_lightning.errors import IDCError
-from idc_lightning.files import replaced
 from idc_lightning.frozen import compute_features
 from idc_lightning.metrics import idc_probability, patch_metrics
-from idc_lightning.models.backbone import load_pretrained, read_checkpoint
+from idc_lightning.models.backbone import load_pretrained
 from idc_lightning.models.batchnorm import adapt_batchnorm, running_statistics
 from idc_lightning.models.compiled import compile_backbone
 from idc_lightning.models.dropout import seed_draws
 from idc_lightning.models.network import PatchNetwork
 from idc_lightning.optim import Steps, build_optimizer, build_scheduler
+from idc_lightning.torch_files import read_checkpoint, write_checkpoint
 
 
 class BlockOutput(TypedDict):
@@ -510,8 +510,7 @@ def write_decision(checkpoint: Path, decision: Decision) -> None:
     """
     content = read_checkpoint(checkpoint)
     content["hyper_parameters"]["decision"] = asdict(decision)
-    with replaced(checkpoint) as partial:
-        torch.save(content, partial)
+    write_checkpoint(content, checkpoint)
 
 
 def balanced_weights(counts: list[int]) -> Tensor:

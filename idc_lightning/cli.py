@@ -5,6 +5,7 @@ in one line on stderr and exit code 1; a run that failed leaves no folder that i
 A job of a sweep that fails doesn't end the others; the sweep ends with exit code 1 after the last.
 """
 
+import errno
 import itertools
 import logging
 import math
@@ -33,7 +34,7 @@ from idc_lightning.checkpoints import has_begun, has_learned, holds_run
 from idc_lightning.conf_folder import conf_folder, describe
 from idc_lightning.config import AnyCommand, CommandConfig, Config, read_config, refuse_idle
 from idc_lightning.errors import IDCError, listed
-from idc_lightning.files import write_text
+from idc_lightning.files import in_units, write_text
 from idc_lightning.memory import keep_freed_memory
 from idc_lightning.results.run_folders import (
     FAILED,
@@ -56,6 +57,9 @@ from idc_lightning.termination import CODE, Terminated, terminable
 
 AGAIN = "start the sweep again with sweep.resume=true"
 """How to go on with a sweep."""
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk: full, a quota, read-only, broken."""
 
 NOISE = (
     r".*using the WeightAveraging callback, but loading a checkpoint outside.*",
@@ -251,6 +255,22 @@ def _told_plainly() -> Iterator[None]:
         fail(IDCError(f"{error.filename}: {error.strerror}"))
 
 
+@contextmanager
+def _disk_told(folder: Path) -> Iterator[None]:
+    """Name the folder where the system doesn't say which file had no room.
+
+    Raises:
+        IDCError: If the disk can't take more.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in DISK:
+            raise
+        free = in_units(shutil.disk_usage(folder).free)
+        raise IDCError(f"can't write below {folder}: {error.strerror}; {free} are left") from error
+
+
 def _run_job(
     cfg: DictConfig, command: Callable[[AnyCommand, Path], object], schema: type[AnyCommand]
 ) -> float | None:
@@ -326,7 +346,7 @@ def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool
             _set_aside(folder, reason, keep=sweeps)
 
     try:
-        with terminable():
+        with terminable(), _disk_told(folder):
             run()
     except (
         KeyboardInterrupt,
@@ -429,7 +449,8 @@ def _set_aside(folder: Path, reason: str, *, keep: bool = False) -> Path | None:
     if not keep and not has_learned(folder) and not (folder / RESULTS).exists():
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    write_text(folder / REASON, f"{reason}\n")
+    with suppress(IDCError):  # a full disk, which may be the reason
+        write_text(folder / REASON, f"{reason}\n")
     names = (f"{folder.name}{FAILED}{number or ''}" for number in itertools.count())
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 

@@ -20,6 +20,7 @@ from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.figures.training import draw_training
 from idc_lightning.inference import predict_logits
+from idc_lightning.leaks import refuse_known_images
 from idc_lightning.report.card import model_card
 from idc_lightning.report.run import Judged, write_run_report
 from idc_lightning.report.sections import check_patients, too_scattered
@@ -114,6 +115,8 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
         edge_patches=data.edge_patches,
         on_broken=data.on_broken,
     )
+    if not own:
+        refuse_known_images(run, store.table, source.root)
     changed = _changed(run, table, store) if own else _left_out(table)
     return store, [*source.notes, *index.notes(), *changed, *store.notes()]
 

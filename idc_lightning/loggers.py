@@ -83,6 +83,17 @@ class _Rows(ExperimentWriter):
         if path.is_file():
             self._keep_until(path, first_step)
 
+    def save(self) -> None:
+        """Append what was logged.
+
+        Raises:
+            IDCError: If it can't be written; half a row may be, which is left out on resuming.
+        """
+        try:
+            super().save()
+        except OSError as error:
+            raise IDCError(f"can't write {self.metrics_file_path}: {error.strerror}") from error
+
     def _keep_until(self, path: Path, first_step: int) -> None:
         """Drop rows from a step on, and a last one that was being written.
 

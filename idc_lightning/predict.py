@@ -15,9 +15,9 @@ from idc_lightning.data.loose import read_loose
 from idc_lightning.data.size import check_size
 from idc_lightning.data.store import Store, open_store
 from idc_lightning.decision import Decision
-from idc_lightning.errors import listed
 from idc_lightning.files import write_text
 from idc_lightning.inference import predict_logits
+from idc_lightning.leaks import known_images, seen_before
 from idc_lightning.report.card import model_card
 from idc_lightning.report.prediction import Predicted, write_prediction_report
 from idc_lightning.report.sections import check_patients, too_scattered
@@ -57,7 +57,7 @@ def predict(config: PredictConfig, folder: Path) -> pd.DataFrame:
     write_predictions(predictions, folder / "predictions.csv")
     labelled = predictions[predictions["true"] != NO_LABEL]
     judgement = None
-    judged = by_split(run, labelled)
+    judged = by_split(run, labelled[~known_images(run, store.table)[labelled.index]])
     if judged:
         judgement = judge_splits(judged, decision, config.results, seed=run.seed)
     patients = called(predictions)
@@ -110,20 +110,6 @@ def read_patches(run: Run, config: PredictConfig) -> tuple[Store, list[str]]:
     if config.report.enabled:
         notes += too_scattered(store.table, run.data.microns_per_pixel)
     return store, notes
-
-
-def seen_before(run: Run, table: pd.DataFrame) -> list[str]:
-    """A line on patients whom the run knows already."""
-    split = run.splits.reindex(table["patient_id"].unique())
-    notes = []
-    for name, used in (("train", "was trained on"), ("dev", "was tuned on")):
-        names = split.index[split == name].tolist()
-        if names:
-            notes.append(
-                f"the run {used} {len(names):,} of these patients ({listed(names)}): what it says "
-                "of them is better than it would be of others"
-            )
-    return notes
 
 
 def predict_patches(

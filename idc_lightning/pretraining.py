@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 from torch import Tensor
 
 from idc_lightning import ranks
@@ -12,9 +11,9 @@ from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.classifier import load_classifier
 from idc_lightning.config import Config, PatchPretrainingConfig
 from idc_lightning.data.datamodule import Ready
-from idc_lightning.errors import IDCError, listed
-from idc_lightning.models.backbone import read_checkpoint
+from idc_lightning.errors import IDCError
 from idc_lightning.runs import Run, read_run
+from idc_lightning.torch_files import read_checkpoint
 from idc_lightning.training import build_data, build_model, fit
 
 
@@ -39,27 +38,6 @@ def named_run(config: Config) -> Run | None:
     if other.context.name == "grid" and own.context != other.context:
         raise IDCError(f"{named} has another network: model.context.name=grid")
     return run
-
-
-def check_leak(run: Run, splits: pd.Series) -> None:
-    """Stop if a run whose weights are taken knows patients of dev or test.
-
-    Args:
-        run: It has learned from its train patients, and its epoch was chosen on dev.
-        splits: Of the patients here, by patient_id.
-
-    Raises:
-        IDCError: If it does.
-    """
-    here = splits.reindex(run.splits.index)
-    trained = (run.splits == "train") & here.isin(["dev", "test"])
-    tuned = (run.splits == "dev") & (here == "test")
-    leaked = run.splits.index[trained | tuned].tolist()
-    if leaked:
-        raise IDCError(
-            f"pretraining.run={run.checkpoint} knew {len(leaked)} patients of this run's dev and "
-            f"test ({listed(leaked)}): take a run with the same split"
-        )
 
 
 def pretrain(

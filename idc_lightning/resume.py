@@ -21,7 +21,6 @@ from idc_lightning.conf_folder import describe, groups_of, keys, unknown_key
 from idc_lightning.config import BOUND, SHOWN, Config, PatchPretrainingConfig, read_config
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, write_text
-from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.results.run_folders import (
     FAILED,
     KEPT,
@@ -31,6 +30,7 @@ from idc_lightning.results.run_folders import (
     read_yaml,
     value_in_yaml,
 )
+from idc_lightning.torch_files import read_checkpoint
 from idc_lightning.trainer import resolve_accelerator, resolve_precision
 
 WORD = "resume="

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import AnyData, Seed, parse
@@ -13,8 +16,8 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import NAMES
 from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError
-from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.results.run_folders import REASON
+from idc_lightning.torch_files import read_checkpoint
 
 JUDGED = ("dev", "test", "new")
 """Splits on which a run is judged again; patients whom it doesn't know are new."""
@@ -31,6 +34,7 @@ class Run:
         data: The data that it was trained on.
         splits: ``"train"``, ``"dev"`` or ``"test"`` by patient_id.
         patches: Number of patches by split, when it was trained.
+        train_images: `image_keys` of those of train that aren't blank, int64 [n].
         seed: The run's seed.
         monitor: The metric by which its best epoch was taken, such as ``"dev/f1"``.
         precision: In which it computed, such as ``"32-true"``; None if the checkpoint doesn't say.
@@ -42,6 +46,7 @@ class Run:
     data: AnyData
     splits: pd.Series
     patches: dict[str, int]
+    train_images: npt.NDArray[np.int64]
     seed: int
     monitor: str
     precision: str | None
@@ -78,9 +83,12 @@ class Run:
 class _Memory(BaseModel):
     """What `IDCDataModule.state_dict` leaves in a checkpoint, as far as it is needed."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     data: AnyData
     splits: dict[str, Literal["train", "dev", "test"]]
     patches: dict[str, int]
+    train_images: Tensor
     seed: Seed
 
 
@@ -112,6 +120,7 @@ def read_run(path: Path) -> Run:
         data=memory.data,
         splits=pd.Series(memory.splits, name="split", dtype=object).rename_axis("patient_id"),
         patches=memory.patches,
+        train_images=memory.train_images.numpy(),
         seed=memory.seed,
         monitor=monitor,
         precision=content.get("precision"),

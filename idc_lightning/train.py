@@ -22,9 +22,9 @@ from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
 from idc_lightning.files import remove_partials
 from idc_lightning.frozen import features_note
+from idc_lightning.leaks import check_pretraining
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.pretraining import (
-    check_leak,
     named_run,
     pretrain,
     seconds_of_pretraining,
@@ -84,7 +84,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     for note in [*data.notes(), *features_note(config)]:
         out.print(note, highlight=False, markup=False)
     if taken is not None:
-        check_leak(taken, data.splits)
+        check_pretraining(taken, data.table)
         model.start = taken.classifier.network.state_dict()
     write_splits(data.splits, folder / "splits.csv")
 

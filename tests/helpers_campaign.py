@@ -23,6 +23,15 @@ def run(command: str, *words: str, within: Path) -> CompletedProcess[str]:
     return run_script(PACKAGE / f"{command}.py", words, within=within, environment=environment)
 
 
+def error_of(ended: CompletedProcess[str]) -> str:
+    """The one line by which a command refused; fails if it did more, less or none of this."""
+    assert ended.returncode not in (0, None), ended.stdout
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
 class Campaign:
     """Draws that can be repeated, and how often came what.
 

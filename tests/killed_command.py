@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from idc_lightning import loggers
+from idc_lightning import loggers, torch_files
 from idc_lightning.classifier import IDCClassifier
 from idc_lightning.train import main
 
@@ -67,7 +66,7 @@ def half_written(save: Callable[..., None]) -> Callable[..., None]:
     return counted
 
 
-torch.save = half_written(torch.save)
+torch_files.save = half_written(torch_files.save)
 watched(Path, "replace")
 for step in ("training_step", "validation_step", "test_step", "_close"):
     watched(IDCClassifier, step)

@@ -17,8 +17,9 @@ from torchvision.models import Weights, WeightsEnum
 
 from idc_lightning.config import HeadConfig
 from idc_lightning.errors import IDCError
-from idc_lightning.models.backbone import build_backbone, load_pretrained, read_checkpoint
+from idc_lightning.models.backbone import build_backbone, load_pretrained
 from idc_lightning.models.network import PatchNetwork
+from idc_lightning.torch_files import read_checkpoint
 
 State = dict[str, Tensor]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import idc_lightning.models.network as network_module
 from idc_lightning.classifier import load_classifier
 from idc_lightning.config import HeadConfig
-from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.models.compiled import compile_backbone
 from idc_lightning.models.network import PatchNetwork
+from idc_lightning.torch_files import read_checkpoint
 from idc_lightning.train import train
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}

@@ -15,6 +15,7 @@ from idc_lightning.config import AnyData, parse
 from idc_lightning.data.augment import as_float
 from idc_lightning.data.batches import Batch
 from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.decode import image_keys
 from idc_lightning.data.grid import PATCH
 from idc_lightning.errors import IDCError
 
@@ -222,6 +223,8 @@ def test_the_state_holds_plain_values_and_comes_back(tmp_path: Path, tissue: Ove
     torch.save(data.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert parse(AnyData, state.pop("data")) == data.data
+    train = data.table[data.table["split"] == "train"]
+    assert state.pop("train_images").tolist() == sorted(image_keys(train["digest"]))
     assert state == {
         "seed": 0,
         "splits": PATIENTS,

@@ -19,8 +19,8 @@ from idc_lightning.data.demo import make_demo
 from idc_lightning.data.features import Features, stored_dtype
 from idc_lightning.frozen import compute_features, features_note
 from idc_lightning.models import network
-from idc_lightning.models.backbone import read_checkpoint
 from idc_lightning.models.network import Head, Normalize
+from idc_lightning.torch_files import read_checkpoint
 from idc_lightning.train import train
 
 FROZEN = ("model.freeze_backbone=true", "logger=default", "report=none")

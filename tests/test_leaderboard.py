@@ -6,6 +6,7 @@ import pytest
 from helpers_command import Command
 from helpers_model import told
 from helpers_sweep import JUDGED, PATIENTS, predictions, write_run
+from scipy.stats import t
 from sklearn.metrics import f1_score, roc_auc_score
 
 from idc_lightning.compare import main as compare
@@ -189,8 +190,10 @@ def test_a_difference_is_that_of_the_metrics_with_the_interval_of_paired_draws(
         found.append(
             roc_auc_score(one["true"], one["proba"]) - roc_auc_score(two["true"], two["proba"])
         )
-    low, high = np.percentile(found, [2.5, 97.5])
-    assert (behind["auroc"].low, behind["auroc"].high) == pytest.approx((low, high), abs=1e-12)
+    value, reach = behind["auroc"].value, t.ppf(0.975, 3) * np.sqrt(4 / 3) * np.std(found, ddof=1)
+    assert value is not None
+    expected = (value - reach, min(value + reach, 1))
+    assert (behind["auroc"].low, behind["auroc"].high) == pytest.approx(expected, abs=1e-12)
     assert first.behind["dev"]["auroc"].high == 0
 
 

@@ -115,7 +115,7 @@ def test_labelled_patients_are_judged_in_their_split_and_train_ones_not_at_all(
 ) -> None:
     for patient in ("101", "103", "104", "9"):
         copied(run, patient, tmp_path / "new", plain=False)
-    copied(run, "102", tmp_path / "new", name="stranger", plain=False)
+    copied(run, "105", tmp_path / "new", name="stranger", plain=False)
     found = predict(prediction(run, tmp_path / "new"), tmp_path / "out")
     assert set(found["patient_id"]) == {"101", "103", "104", "9", "stranger"}
     said = results(tmp_path / "out")

@@ -6,6 +6,7 @@ batches, augment, features.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from idc_lightning.config import AnyData, AnySplit
 from idc_lightning.data.augment import as_float, augment, draw_views
 from idc_lightning.data.batches import Batch, Crops, gather, loader
 from idc_lightning.data.crops import Cut, judging_cut, training_cut
+from idc_lightning.data.decode import image_keys
 from idc_lightning.data.features import Features
 from idc_lightning.data.grid import CLASSES, NO_CELL, assemble
 from idc_lightning.data.index import Index, read_index
@@ -387,8 +389,15 @@ class IDCDataModule(lightning.LightningDataModule):
             "splits": dict(self.splits.items()),
             "split_hash": self.split_hash(),
             "patches": {name: len(self.rows(name)) for name in NAMES},
+            "train_images": self._train_images,
             "next": self._next(),
         }
+
+    @cached_property
+    def _train_images(self) -> Tensor:
+        """`image_keys` of the patches of train that aren't blank, int64 [n], in their order."""
+        train = self.table[(self.table["split"] == "train") & ~self.table["blank"]]
+        return torch.from_numpy(np.unique(image_keys(train["digest"])))
 
     def _next(self) -> list[int]:
         """Epoch and number of its crops with which the training goes on."""

@@ -5,20 +5,17 @@ crops of tissue alike.
 """
 
 import difflib
-import pickle
 import re
-import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
 from idc_lightning.errors import IDCError
+from idc_lightning.torch_files import read_checkpoint
 
 CHECKPOINT_PREFIX = "network.backbone."
 """What this project's checkpoints put before the names of the backbone's weights."""
@@ -143,47 +140,3 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a file of weights without running code that it may hold.
-
-    Raises:
-        IDCError: If it is absent, damaged or holds anything but tensors and plain values.
-    """
-    if not path.is_file():
-        raise IDCError(f"no such checkpoint: {path}")
-    try:
-        with warnings.catch_warnings():  # what is odd about a damaged file is told below
-            warnings.simplefilter("ignore")
-            _check_content(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = (
-            "it holds Python objects, which could run code when loaded; only tensors and plain "
-            "values are read"
-            if "GLOBAL" in str(error) or "Unsupported class" in str(error)
-            else "it is damaged, incomplete or no checkpoint"
-        )
-        raise IDCError(f"can't read {path}: {reason}") from error
-    except PermissionError as error:
-        raise IDCError(f"can't read {path}: {error.strerror}") from error
-    except Exception as error:  # damaged bytes make the unpickler fail in many ways
-        raise IDCError(f"can't read {path}: it is damaged, incomplete or no checkpoint") from error
-    if not isinstance(content, dict):
-        raise IDCError(f"can't read {path}: it holds a {type(content).__name__}, not weights")
-    return content
-
-
-def _check_content(path: Path) -> None:
-    """Compare the parts of a file of weights with their checksums, which torch doesn't look at.
-
-    Raises:
-        zipfile.BadZipFile: If one was changed.
-    """
-    if not zipfile.is_zipfile(path):  # torch's format before 2020 has no checksums
-        return
-    with zipfile.ZipFile(path) as parts:
-        changed = parts.testzip()
-    if changed is not None:
-        raise zipfile.BadZipFile(f"{changed} was changed")

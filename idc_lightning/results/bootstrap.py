@@ -3,6 +3,14 @@
 Patches of one patient are not independent, so whole patients are drawn with replacement (B. Efron
 and R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 8). Each draw weighs a patient
 by how often it was drawn, which lets all draws share one sorting of the probabilities.
+
+Cohorts have few patients, of whom percentiles of the draws are too narrow: with five of them, 95 %
+intervals held the truth in 84 % of simulated studies. So intervals are those of Student's t with a
+degree of freedom less than there are patients, whose standard error is that of the draws, widened
+by sqrt(n / (n - 1)) since draws spread as if the cohort were the population (T. Hesterberg, "What
+Teachers Should Know About the Bootstrap", The American Statistician 69, 2015, section 4.1); metrics
+are taken on the scale of the logit, which keeps them between 0 and 1 and makes them less skewed.
+`tests/campaigns/test_science.py` counts how often they hold the truth.
 """
 
 from collections.abc import Mapping
@@ -10,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit, stdtrit
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,6 +35,70 @@ class Interval:
     high: float | None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Metrics of patches, and of draws of their patients.
+
+    Attributes:
+        values: f1, balanced_accuracy, precision, recall, specificity, auroc, average_precision and
+            brier (the mean squared difference of probability and label), float64 [1 + draws] each,
+            first that of the patches themselves; NaN where undefined.
+        patients: How many patients there are.
+        patches: How many patches.
+    """
+
+    values: Mapping[str, Floats]
+    patients: int
+    patches: int
+
+    def intervals(self, confidence: float) -> dict[str, Interval]:
+        """Each metric with its interval.
+
+        Args:
+            confidence: Share of all studies such as this one whose intervals hold the truth.
+        """
+        # No value is nearer to 0 or 1 than half a patch, where the logit has no end.
+        least = 0.5 / self.patches
+        return {
+            name: self._interval(values, confidence, least) for name, values in self.values.items()
+        }
+
+    def differences(self, other: "Drawn", confidence: float) -> dict[str, Interval]:
+        """Compare two models on the same patients by the paired bootstrap: this minus the other.
+
+        Args:
+            other: Of the same patients, drawn with the same seed.
+            confidence: As of `intervals`.
+        """
+        return {
+            name: self._interval(values - other.values[name], confidence)
+            for name, values in self.values.items()
+        }
+
+    def _interval(self, values: Floats, confidence: float, least: float | None = None) -> Interval:
+        """The first value with the interval that follows from the others.
+
+        Args:
+            values: Float64 [1 + draws].
+            confidence: As of `intervals`.
+            least: On the scale of the logit, the value nearest to 0; None for differences.
+        """
+        value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
+        if not np.isfinite(value):
+            return Interval(None, None, None)
+        if len(draws) < 2:
+            return Interval(value, None, None)
+        n = self.patients
+        width = stdtrit(n - 1, 0.5 + confidence / 2) * np.sqrt(n / (n - 1))
+        if least is None:
+            reach = width * draws.std(ddof=1)
+            return Interval(value, max(value - reach, -1.0), min(value + reach, 1.0))
+        centre, *drawn = logit(np.clip([value, *draws], least, 1 - least))
+        reach = width * np.std(drawn, ddof=1)
+        low, high = expit(centre - reach), expit(centre + reach)
+        return Interval(value, float(min(low, value)), float(max(high, value)))
+
+
 def bootstrap_metrics(
     true: npt.NDArray[np.int64],
     proba: Floats,
@@ -36,7 +109,7 @@ def bootstrap_metrics(
     confidence: float,
     seed: int,
 ) -> dict[str, Interval]:
-    """Compute the metrics of results.json with percentile intervals.
+    """Compute the metrics of results.json with their intervals.
 
     Args:
         true: Labels [n], 0 healthy, 1 IDC.
@@ -44,17 +117,15 @@ def bootstrap_metrics(
         patients: Patient of each patch [n].
         threshold: Probability from which a patch counts as IDC.
         draws: Number of bootstrap draws.
-        confidence: Share of the draws inside an interval.
+        confidence: Share of all studies such as this one whose intervals hold the truth.
         seed: Seed of the draws.
 
     Returns:
-        The metrics of `drawn_metrics`; the value is that of the patches themselves, low and high
-        are percentiles of the draws in which the metric is defined, None if there is a single
-        patient.
+        The metrics of `Drawn`; low and high are None if there is a single patient.
     """
     called = proba >= threshold
     drawn = drawn_metrics(true, proba, called, patients, draws=draws, seed=seed)
-    return intervals(drawn, confidence)
+    return drawn.intervals(confidence)
 
 
 def drawn_metrics(
@@ -65,7 +136,7 @@ def drawn_metrics(
     *,
     draws: int,
     seed: int,
-) -> dict[str, Floats]:
+) -> Drawn:
     """Compute metrics of patches, and of as many draws of their patients.
 
     The same patients are drawn whatever the predictions, so that two models can be compared draw by
@@ -78,11 +149,6 @@ def drawn_metrics(
         patients: Patient of each patch [n].
         draws: Number of bootstrap draws; of a single patient none are made.
         seed: Seed of the draws.
-
-    Returns:
-        f1, balanced_accuracy, precision, recall, specificity, auroc, average_precision and brier
-        (the mean squared difference of probability and label), float64 [1 + draws] each, first that
-        of the patches themselves; NaN where undefined.
     """
     names, patient = np.unique(patients, return_inverse=True)
     if len(names) < 2:  # a single patient says nothing of how others would differ
@@ -90,31 +156,8 @@ def drawn_metrics(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     weights = np.vstack([np.ones(len(names), dtype=np.int64), drawn])
-    return _weighted_metrics(true, proba, called, patient, weights)
-
-
-def intervals(drawn: Mapping[str, Floats], confidence: float) -> dict[str, Interval]:
-    """Turn the metrics of `drawn_metrics` to intervals.
-
-    Args:
-        drawn: Metrics by name.
-        confidence: Share of the draws inside an interval.
-    """
-    tail = 100 * (1 - confidence) / 2
-    return {name: _interval(values, tail) for name, values in drawn.items()}
-
-
-def differences(
-    drawn: Mapping[str, Floats], others: Mapping[str, Floats], confidence: float
-) -> dict[str, Interval]:
-    """Compare two models on the same patients by the paired bootstrap: the first minus the second.
-
-    Args:
-        drawn: Of `drawn_metrics`, by name.
-        others: Likewise, of the same patients and with the same seed.
-        confidence: Share of the draws inside an interval.
-    """
-    return intervals({name: values - others[name] for name, values in drawn.items()}, confidence)
+    values = _weighted_metrics(true, proba, called, patient, weights)
+    return Drawn(values, patients=len(names), patches=len(true))
 
 
 def pooled_metrics(
@@ -158,17 +201,6 @@ def _brier_score(
     patches = np.bincount(patient, minlength=weights.shape[1]).astype(np.float64)
     score: Floats = (weights @ squared) / (weights @ patches)
     return score
-
-
-def _interval(values: Floats, tail: float) -> Interval:
-    """The first value with percentiles of the others."""
-    defined = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]):
-        return Interval(None, None, None)
-    if not len(defined):
-        return Interval(float(values[0]), None, None)
-    low, high = np.percentile(defined, [tail, 100 - tail])
-    return Interval(float(values[0]), float(low), float(high))
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

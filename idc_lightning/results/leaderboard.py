@@ -16,13 +16,7 @@ import pandas as pd
 
 from idc_lightning.config import JudgeConfig, deciding
 from idc_lightning.errors import IDCError, listed
-from idc_lightning.results.bootstrap import (
-    Floats,
-    Interval,
-    differences,
-    drawn_metrics,
-    intervals,
-)
+from idc_lightning.results.bootstrap import Drawn, Interval, drawn_metrics
 from idc_lightning.results.calibration import expected_calibration_error
 from idc_lightning.results.run_folders import RunFolder, find_runs
 from idc_lightning.results.summary import LABELS, Metrics
@@ -170,7 +164,7 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
             metrics=each.metrics,
             spread={split: _spread(each.runs, split) for split in SPLITS} if each.folds else {},
             behind={
-                split: differences(pooled[0].drawn[split], each.drawn[split], config.confidence)
+                split: pooled[0].drawn[split].differences(each.drawn[split], config.confidence)
                 for split in SPLITS
                 if each.complete and pooled[0].cells[split].equals(each.cells[split])
             },
@@ -245,7 +239,7 @@ class _Pooled:
         self.runs = runs
         folds = runs[0].config["split"]["folds"] if fold_of(runs[0]) is not None else 0
         self.folds = int(folds)
-        self.drawn: dict[str, dict[str, Floats]] = {}
+        self.drawn: dict[str, Drawn] = {}
         self.cells: dict[str, pd.DataFrame] = {}
         self.metrics: dict[str, Metrics] = {}
         for split in SPLITS:
@@ -262,7 +256,7 @@ class _Pooled:
             self.cells[split] = table[["patient_id", "x", "y", "true"]]
             if self.folds:
                 error = Interval(expected_calibration_error(true, proba), None, None)
-                drawn = intervals(self.drawn[split], config.confidence)
+                drawn = self.drawn[split].intervals(config.confidence)
                 self.metrics[split] = {**drawn, "expected_calibration_error": error}
             else:
                 results = runs[0].results or {}

@@ -1,4 +1,4 @@
-"""Every command of the pages on sweeps and devices, as written, one after the other in one folder."""
+"""Every command of the pages on sweeps and devices, as written, one after the other."""
 
 import os
 import re
