@@ -64,7 +64,8 @@ def test_a_prediction_tells_of_train_images_and_does_not_judge_them(
         for note in found["notes"]
     )
     judged = pd.read_csv(run / "predictions" / "patients.csv").set_index("patient_id")
-    assert found["patient_mean"]["new"]["auroc"]["value"] == pytest.approx(judged.loc[104, "auroc"], abs=1e-5)
+    mean = found["patient_mean"]["new"]["auroc"]["value"]
+    assert mean == pytest.approx(judged.loc[104, "auroc"], abs=1e-5)
 
 
 def test_weights_that_know_images_of_dev_or_test_are_not_taken(run: Path) -> None:
