@@ -1,10 +1,12 @@
 """What campaigns share: commands in processes of their own, draws with a printed seed, counts."""
 
+import json
 import os
 import zlib
 from collections import Counter
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 from helpers_process import run_script
@@ -13,14 +15,29 @@ import idc_lightning
 
 PACKAGE = Path(idc_lightning.__file__).parent
 
+SHOWN = ("seconds", "images_per_second", "notes", "checkpoint", "files", "seal")
+"""What differs between two runs of the same, in results.json."""
+
 SEED = "CAMPAIGN_SEED"
 """Environment variable that repeats a campaign."""
 
 
-def run(command: str, *words: str, within: Path) -> CompletedProcess[str]:
-    """Run a command such as ``"train"`` in a folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return run_script(PACKAGE / f"{command}.py", words, within=within, environment=environment)
+def run(
+    command: str,
+    *words: str,
+    within: Path,
+    killed_after: float | None = None,
+    alone: bool = False,
+) -> CompletedProcess[str]:
+    """Run a command such as ``"train"`` in a folder, as `run_script` does."""
+    return run_script(
+        PACKAGE / f"{command}.py",
+        words,
+        within=within,
+        environment={**os.environ, "OMP_NUM_THREADS": "1"},
+        killed_after=killed_after,
+        alone=alone,
+    )
 
 
 def error_of(ended: CompletedProcess[str]) -> str:
@@ -30,6 +47,12 @@ def error_of(ended: CompletedProcess[str]) -> str:
     assert len(lines) == 1, ended.stderr
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """What a run found, without what differs each time."""
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return {key: value for key, value in found.items() if key not in SHOWN}
 
 
 class Campaign:

@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -20,6 +22,8 @@ def run_script(
     within: Path,
     environment: Mapping[str, str],
     timeout: float = 240,
+    killed_after: float | None = None,
+    alone: bool = False,
 ) -> CompletedProcess[str]:
     """Run a file as ``python script words`` would.
 
@@ -31,6 +35,8 @@ def run_script(
         within: Folder in which it starts.
         environment: Its whole environment.
         timeout: Seconds after which it is killed, which fails the test.
+        killed_after: Seconds after which it is killed, which is what is tested.
+        alone: Whether the processes that it has started are left alive then.
     """
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
@@ -38,10 +44,14 @@ def run_script(
             target=_run, args=(script, [*words], within, dict(environment), out, err)
         )
         process.start()
-        process.join(timeout)
+        assert process.pid is not None
+        process.join(timeout if killed_after is None else killed_after)
         if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"{script} {' '.join(words)} took more than {timeout} s")
+            with suppress(ProcessLookupError):
+                (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+            process.join()
+            if killed_after is None:
+                raise TimeoutError(f"{script} {' '.join(words)} took more than {timeout} s")
         return CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
@@ -53,6 +63,7 @@ def _run(
     out: Path,
     err: Path,
 ) -> None:
+    os.setsid()  # so that it can be killed with all that it starts
     for place, stream in ((out, sys.stdout), (err, sys.stderr)):
         with place.open("w") as file:
             os.dup2(file.fileno(), stream.fileno())

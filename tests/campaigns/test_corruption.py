@@ -3,7 +3,6 @@
 It must be told, with the file or its folder, or change nothing: what comes out is the same.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_campaign import Campaign, error_of, run
+from helpers_campaign import Campaign, error_of, result, run
 from helpers_command import SMALL
 
 pytestmark = pytest.mark.campaign
@@ -21,8 +20,6 @@ TRIALS = 12
 
 FROZEN = (*SMALL, "model.freeze_backbone=true", "data.augment.stain_jitter=0", "results.draws=20")
 WHOLE = (*SMALL, "results.draws=20", "split=file", "split.path=splits.csv")
-SHOWN = ("seconds", "images_per_second", "notes", "checkpoint", "files")
-"""What differs between two runs of the same, in results.json."""
 
 
 class Read(NamedTuple):
@@ -77,8 +74,7 @@ def outcome(path: Path) -> Any:
     if path.suffix == ".csv":
         table = pd.read_csv(path).drop(columns=["seconds"])
         return table.fillna("").astype(str).to_dict("records")
-    found = json.loads(path.read_text())
-    return {key: value for key, value in found.items() if key not in (*SHOWN, "seal")}
+    return result(path.parent)
 
 
 @pytest.fixture(scope="module")

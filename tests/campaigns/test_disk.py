@@ -4,17 +4,15 @@ One line names the place, nothing is half-written, and with more room the work i
 had happened.
 """
 
-import json
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers_campaign import Campaign, error_of, run
+from helpers_campaign import Campaign, error_of, result, run
 from helpers_command import SMALL
 
 from idc_lightning.torch_files import read_checkpoint
@@ -83,13 +81,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     made = Disk(tmp_path / "disk")
     yield made
     subprocess.run(["umount", "--lazy", str(made.place)], check=True)
-
-
-def result(folder: Path) -> dict[str, Any]:
-    """What a run found, without what differs each time."""
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    shown = ("seconds", "images_per_second", "notes", "files", "seal", "checkpoint")
-    return {key: value for key, value in found.items() if key not in shown}
 
 
 def assert_no_part_is_left(disk: Disk) -> None:
