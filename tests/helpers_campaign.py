@@ -70,9 +70,9 @@ class Campaign:
         """Draws of one part, which don't depend on which other parts are run."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
-    def count(self, part: str, what: str) -> None:
-        """Note what came of a trial."""
-        self.counts[part, what] += 1
+    def count(self, part: str, what: str, trials: int = 1) -> None:
+        """Note what came of a trial, or of several."""
+        self.counts[part, what] += trials
 
     def lines(self) -> list[str]:
         """The seed and all counts."""

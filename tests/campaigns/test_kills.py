@@ -1,7 +1,7 @@
 """Commands that are killed at random moments, again and again.
 
-The next start goes on or makes anew; what comes out in the end is what an undisturbed one gives, and
-nothing half-made is left.
+The next start goes on or makes anew; what comes out in the end is what an undisturbed one gives,
+and nothing half-made is left.
 """
 
 import hashlib
@@ -45,9 +45,8 @@ def weights(folder: Path) -> dict[str, list[Any]]:
 
 def of_store(folder: Path) -> Any:
     """Hashes of what was packed."""
-    files = sorted((folder / "cache").rglob("*.npy")) + sorted(
-        (folder / "cache").rglob("table.csv")
-    )
+    cache = folder / "cache"
+    files = [*sorted(cache.rglob("*.npy")), *sorted(cache.rglob("table.csv"))]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
