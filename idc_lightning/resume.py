@@ -5,6 +5,7 @@ change the result may be given anew, and a higher number of epochs.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,8 +222,10 @@ def _check_prolonged(folder: Path, before: Config, config: Config) -> None:
 def _unfinished(folder: Path) -> Path:
     """The folder under the name of a run that goes on, without what says that it ended."""
     (folder / RESULTS).unlink(missing_ok=True)
-    intended = folder.with_name(folder.name.partition(FAILED)[0])
-    if folder != intended and (folder / REASON).is_file():
+    # Not by its error.txt, for which a full disk had no room.
+    failed = re.fullmatch(rf"(.+){re.escape(FAILED)}\d*", folder.name)
+    if failed is not None:
+        intended = folder.with_name(failed[1])
         if intended.exists():
             raise IDCError(f"{folder} can't go on, since the same was run again in {intended}")
         folder = folder.rename(intended)

@@ -281,7 +281,7 @@ def test_broken_files_are_listed(run: Path, tmp_path: Path, command: Command) ->
     new = copied(run, "9", tmp_path / "new")
     (new / "9_idx5_x1_y1.png").write_bytes(b"")
     ended = mistaken(command, f"run={run}", "input=new")
-    assert "1 patches can't be read" in ended.err
+    assert "1 patches of new can't be read" in ended.err
     assert "data.on_broken=skip" in ended.err
     assert "9_idx5_x1_y1.png: empty file" in ended.err
 

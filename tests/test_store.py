@@ -65,7 +65,7 @@ def test_all_broken_files_are_listed_with_their_reasons(tmp_path: Path) -> None:
     assert found["0.png"] == "empty file"
     assert found["5.png"] == "No such file or directory"
     headline = str(caught.value).splitlines()[0]
-    assert headline.startswith("5 patches can't be read")
+    assert headline.startswith(f"5 patches of {tmp_path} can't be read")
     assert "data.on_broken=skip" in headline
 
 

@@ -108,7 +108,7 @@ def open_store(
     broken = read["problem"] != ""
     unread = table[broken].assign(problem=read["problem"][broken]).reset_index(drop=True)
     if broken.any() and on_broken == "error":
-        raise _broken_files(unread)
+        raise _broken_files(root, unread)
     edge = read["stretched"] >= 0
     kept = ~broken & ~edge if edge_patches == "drop" else ~broken
     if not kept.any():
@@ -130,13 +130,15 @@ def open_store(
     )
 
 
-def _broken_files(unread: pd.DataFrame) -> IDCError:
+def _broken_files(root: Path, unread: pd.DataFrame) -> IDCError:
+    if not root.is_dir():
+        return IDCError(f"{root} is gone: it was there when its patches were counted")
     lines = [f"  {row.path}: {row.problem}" for row in unread.itertuples()]
     return IDCError(
         "\n".join(
             [
-                f"{len(lines)} patches can't be read (listed below): mend or delete them, or "
-                "set data.on_broken=skip to leave them out",
+                f"{len(lines)} patches of {root} can't be read (listed below): mend or delete "
+                "them, or set data.on_broken=skip to leave them out",
                 *lines,
             ]
         )

@@ -5,6 +5,7 @@ and nothing half-made is left.
 """
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,8 @@ from idc_lightning.torch_files import read_checkpoint
 
 pytestmark = pytest.mark.campaign
 
-TRIALS, KILLS = 10, 4
-"""Of each kind of work, and how often each trial is killed; 200 kills in all."""
+KILLS, IN_A_ROW = 40, 4
+"""Of each kind of work, 200 in all, and how often one and the same is killed."""
 
 TRAIN = (
     *SMALL,
@@ -102,16 +103,21 @@ def test_work_that_is_killed_ends_as_if_it_was_not(
         assert start(tmp_path / first, work.words).returncode == 0
         lasts = time.monotonic() - begun
     wanted = work.left(tmp_path / "undisturbed")
-    for trial in range(TRIALS):
+    killed = 0
+    for trial in itertools.count():
+        if killed >= KILLS:
+            break
         folder = tmp_path / f"killed{trial}"
         folder.mkdir()
-        words, kills = work.words, 0
+        words = work.words
         ended = None
-        while kills < KILLS:
-            after, alone = rng.uniform(0.05, 1) * lasts, bool(rng.random() < 0.5)
+        for number in range(IN_A_ROW):
+            # What goes on has less to do.
+            after = rng.uniform(0.05, 0.9 / (number + 1)) * lasts
+            alone = bool(rng.random() < 0.5)
             ended = start(folder, words, killed_after=after, alone=alone)
             if ended.returncode == -9:
-                kills += 1
+                killed += 1
                 campaign.count(f"kills of {name}", "killed")
                 words = work.again or work.words
             elif ended.returncode:
