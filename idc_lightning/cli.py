@@ -84,17 +84,19 @@ class OwnFolder(Callback):
     So all that lies in a run folder comes from its run, and a failed run can be removed whole.
 
     Attributes:
-        sweep: Configuration of the sweep that this process has begun, if it has.
-        lock: That of its folder.
+        run: Folder of the run that this process has begun, if it has.
+        sweep: Configuration of the sweep that it has begun, if it has.
+        lock: That of the sweep's folder.
     """
 
+    run: ClassVar[Path | None] = None
     sweep: ClassVar[DictConfig | None] = None
     lock: ClassVar[FileLock | None] = None
 
     @classmethod
     def forget(cls) -> None:
         """Begin anew, as a process does that runs a second command."""
-        cls.sweep = cls.lock = None
+        cls.run = cls.sweep = cls.lock = None
 
     @classmethod
     def launcher(cls) -> str | None:
@@ -103,9 +105,11 @@ class OwnFolder(Callback):
 
     @classmethod
     def leave_nothing(cls) -> None:
-        """Remove the folder of a sweep none of whose jobs could be begun."""
+        """Remove the folder of a run, or of a sweep none of whose jobs, could be begun."""
         if cls.sweep is not None:
             remove_unbegun(Path(cls.sweep.hydra.sweep.dir))
+        elif cls.run is not None and not holds_run(cls.run):
+            shutil.rmtree(cls.run, ignore_errors=True)
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Leave with exit code 1 if the run folder isn't empty or another run begins in it."""
@@ -114,6 +118,7 @@ class OwnFolder(Callback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / config.hydra.output_subdir).mkdir()
+            OwnFolder.run = folder
         except FileExistsError:
             fail(_occupied(folder, "hydra.run.dir"))
         except OSError as error:
@@ -192,6 +197,15 @@ def run_command(
                 raise
             OwnFolder.leave_nothing()
             fail(IDCError(f"configuration: {describe(error, schema.command)}"))
+        except OSError as error:  # where Hydra writes
+            if error.errno not in DISK:
+                raise
+            OwnFolder.leave_nothing()
+            if OwnFolder.sweep is None:
+                fail(IDCError(f"can't write below {OwnFolder.run}: {error.strerror}"))
+            place = OwnFolder.sweep.hydra.sweep.dir
+            how = f"when that is mended, {AGAIN}"
+            fail(IDCError(f"can't write below {place}: {error.strerror} ({how})"))
         except Terminated:  # between jobs, or while they run in other processes
             how = "" if OwnFolder.sweep is None else f": to go on, {AGAIN}"
             fail(IDCError(f"interrupted{how}"), CODE)
