@@ -55,7 +55,7 @@ VALUES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("data.on_conflict",): ("error", "drop"),
     ("data.sample",): ("300", "450", "100000"),
     ("data.microns_per_pixel",): ("0.25", "4", "100"),
-    ("data.batch_size",): ("2", "7", "64", "5000"),
+    ("data.batch_size",): ("2", "7", "64", "200"),
     ("data.eval_batch_size",): ("1", "33", "4096"),
     ("data.drop_last",): ("true", "false"),
     ("data.workers",): ("0", "1", "2"),
