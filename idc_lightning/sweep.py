@@ -9,7 +9,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from idc_lightning.errors import IDCError
-from idc_lightning.files import hold, remade
+from idc_lightning.files import PARTIAL, hold, remade
 from idc_lightning.results.run_folders import (
     BEFORE,
     KEPT,
@@ -76,10 +76,16 @@ def _words(config: DictConfig | ListConfig) -> dict[str, list[str]]:
 def hold_sweep(folder: Path) -> FileLock:
     """Keep other processes from running the sweep of a folder.
 
+    What one that was killed was writing of the leaderboard is removed.
+
     Raises:
         IDCError: If one does, or the folder can't be written.
     """
-    return hold(folder / HELD, f"another process runs the sweep of {folder}: wait until it ends")
+    lock = hold(folder / HELD, f"another process runs the sweep of {folder}: wait until it ends")
+    for place in (folder, folder / "leaderboard"):  # jobs remove their own
+        for path in place.glob(f".*{PARTIAL}"):
+            path.unlink()
+    return lock
 
 
 def is_unbegun(folder: Path) -> bool:

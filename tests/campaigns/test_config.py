@@ -100,7 +100,7 @@ VALUES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("scheduler=cyclic", "scheduler.cycle_momentum"): ("null", "[0.85,0.95]"),
     ("scheduler.max_lr",): ("1.0e-8", *SCALES),
     ("scheduler.warmup",): ("0.01", "0.99"),
-    ("trainer.precision",): ("auto", "32-true", "bf16-mixed"),
+    ("trainer.precision",): ("auto", "32-true"),
     ("trainer.epochs",): ("1", "2"),
     ("trainer.gradient_clip",): ("null", *SCALES),
     ("trainer.deterministic",): ("true", "false", "warn"),
