@@ -198,7 +198,8 @@ def run_command(
             OwnFolder.leave_nothing()
             fail(IDCError(f"configuration: {describe(error, schema.command)}"))
         except OSError as error:  # where Hydra writes
-            if error.errno not in DISK:
+            # A job tells its own, and the file if it has one.
+            if error.errno not in DISK or (composed and error.filename is not None):
                 raise
             OwnFolder.leave_nothing()
             if OwnFolder.sweep is None:

@@ -395,7 +395,7 @@ class IDCDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _train_images(self) -> Tensor:
-        """`image_keys` of the patches of train that aren't blank, int64 [n], in their order."""
+        """`image_keys` of the patches of train that aren't blank, int64 [n], sorted."""
         train = self.table[(self.table["split"] == "train") & ~self.table["blank"]]
         return torch.from_numpy(np.unique(image_keys(train["digest"])))
 

@@ -75,7 +75,9 @@ def read_file(path: str | Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file", str(path))
         if status.st_size > LARGEST:
-            raise OSError(errno.EFBIG, f"{in_units(status.st_size)}, too much for a patch")
+            raise OSError(
+                errno.EFBIG, f"{in_units(status.st_size)}, too much for a patch", str(path)
+            )
         return os.read(handle, status.st_size)
     finally:
         os.close(handle)
@@ -139,9 +141,9 @@ def digest(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def image_keys(digests: pd.Series) -> npt.NDArray[np.int64]:
-    """The first half of each `digest`, as numbers [n]: enough to tell 10^7 images apart."""
-    halves = "".join(digests.str[:16])
-    return np.frombuffer(bytes.fromhex(halves), dtype=">i8").astype(np.int64)
+    """The first 8 bytes of each `digest`, as numbers [n], which tell 10^7 images apart."""
+    first = "".join(digests.str[:16])
+    return np.frombuffer(bytes.fromhex(first), dtype=">i8").astype(np.int64)
 
 
 def is_blank(pixels: npt.NDArray[np.uint8]) -> bool:

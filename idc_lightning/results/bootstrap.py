@@ -8,8 +8,8 @@ Cohorts have few patients, of whom percentiles of the draws are too narrow: with
 intervals held the truth in 84 % of simulated studies. So intervals are those of Student's t with a
 degree of freedom less than there are patients, whose standard error is that of the draws, widened
 by sqrt(n / (n - 1)) since draws spread as if the cohort were the population (T. Hesterberg, "What
-Teachers Should Know About the Bootstrap", The American Statistician 69, 2015, section 4.1); metrics
-are taken on the scale of the logit, which keeps them between 0 and 1 and makes them less skewed.
+Teachers Should Know About the Bootstrap", The American Statistician 69, 2015); metrics are taken on
+the scale of the logit, which keeps them between 0 and 1 and makes them less skewed.
 `tests/campaigns/test_science.py` counts how often they hold the truth.
 """
 
