@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeGuard
 
 import hydra
 from filelock import FileLock
@@ -111,6 +111,14 @@ class OwnFolder(Callback):
         elif cls.run is not None and not holds_run(cls.run):
             shutil.rmtree(cls.run, ignore_errors=True)
 
+    @classmethod
+    def refused(cls, error: OSError) -> IDCError:
+        """What is said where Hydra can't write its files."""
+        if cls.sweep is None:
+            return IDCError(f"can't write below {cls.run}: {error.strerror}")
+        place, how = cls.sweep.hydra.sweep.dir, f"when that is mended, {AGAIN}"
+        return IDCError(f"can't write below {place}: {error.strerror} ({how})")
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Leave with exit code 1 if the run folder isn't empty or another run begins in it."""
         folder = Path(config.hydra.run.dir)
@@ -197,16 +205,6 @@ def run_command(
                 raise
             OwnFolder.leave_nothing()
             fail(IDCError(f"configuration: {describe(error, schema.command)}"))
-        except OSError as error:  # where Hydra writes
-            # A job tells its own, and the file if it has one.
-            if error.errno not in DISK or (composed and error.filename is not None):
-                raise
-            OwnFolder.leave_nothing()
-            if OwnFolder.sweep is None:
-                fail(IDCError(f"can't write below {OwnFolder.run}: {error.strerror}"))
-            place = OwnFolder.sweep.hydra.sweep.dir
-            how = f"when that is mended, {AGAIN}"
-            fail(IDCError(f"can't write below {place}: {error.strerror} ({how})"))
         except Terminated:  # between jobs, or while they run in other processes
             how = "" if OwnFolder.sweep is None else f": to go on, {AGAIN}"
             fail(IDCError(f"interrupted{how}"), CODE)
@@ -222,6 +220,9 @@ def run_command(
                 )
             )
         except Exception as error:
+            if _is_of_hydras_files(error, composed):
+                OwnFolder.leave_nothing()
+                fail(OwnFolder.refused(error))
             # Of a launcher that runs jobs elsewhere, where each tells its own errors.
             launcher = OwnFolder.launcher()
             if launcher in (None, "basic"):
@@ -253,6 +254,13 @@ def resume_command(command: Callable[[Config, Path], object], words: Sequence[st
             _attempt(lambda: command(config, folder), folder, own=True, sweeps=False)
         finally:
             resumed.lock.release()
+
+
+def _is_of_hydras_files(error: Exception, composed: bool) -> TypeGuard[OSError]:
+    """Whether a disk refused what Hydra writes; a job tells its own, and the file if it has one."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return False
+    return not composed or error.filename is None
 
 
 @contextmanager

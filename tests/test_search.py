@@ -421,7 +421,7 @@ def test_a_search_runs_jobs_stops_bad_ones_and_goes_on(command: Command) -> None
     ("typed", "said"),
     [
         ("model.head.droput=interval(0,1)", "did you mean model.head.dropout"),
-        ("optimizer=sgd,adamw optimizer.nesterov=true,false", "belongs to optimizer=sgd"),
+        ("optimizer=sgd,adamw optimizer.nesterov=true,false", "belongs to optimizer=notebook and"),
         ("model.head.dropout=interval(1.5,2)", "model.head.dropout=1.5"),
         ("callbacks=lr_range_test", "scheduler.max_lr would be replaced by the range test"),
         ("scheduler=cosine", "conf/hydra/sweeper/optuna.yaml"),
