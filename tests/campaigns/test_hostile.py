@@ -164,7 +164,8 @@ def write_tree(root: Path, rng: np.random.Generator) -> tuple[int, set[str], set
         kind = rng.integers(4)
         if kind == 0:
             name = str(rng.choice(STRANGE)).format(patch=named)
-            (folder / name.replace("/", "\\\\")).write_bytes(READ["plain"])
+            strange.add(name.replace("/", "_"))
+            (folder / name.replace("/", "_")).write_bytes(READ["plain"])
             continue
         path = folder / named
         if kind == 1:
