@@ -1,8 +1,13 @@
 """What all tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from helpers_command import Command
 
 LONGEST = ("test_ranks.py", "test_resume.py", "test_train.py", "test_sweep.py", "test_precision.py")
 """Files that take minutes."""
@@ -20,3 +25,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> "Command":
+    """``idc-train`` in a folder of its own."""
+    from helpers_command import Command  # here, since it imports what few files need
+
+    return Command(tmp_path, capsys, monkeypatch)

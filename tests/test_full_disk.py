@@ -24,13 +24,6 @@ def no_room(*_: Any, **__: Any) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.fixture
-def command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    return Command(tmp_path, capsys, monkeypatch)
-
-
 def test_a_checkpoint_says_what_the_disk_refused(tmp_path: Path) -> None:
     content = {"state_dict": {"a": torch.rand(100_000)}}
     with pytest.raises(OSError, match="No space left on device"):

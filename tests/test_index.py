@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idc_lightning.data.grid import file_name
-from idc_lightning.data.index import COLUMNS, read_index
+from idc_lightning.data.index import COLUMNS, named, read_index
 from idc_lightning.errors import IDCError
 
 
@@ -287,6 +287,10 @@ def test_no_patch_is_lost(folder: Path, patches: set[tuple[str, int, int]]) -> N
         for patch in patches:
             place_of(root, (*patch, 0)).write_bytes(b"")
         assert {row[:3] for row in rows(root)} == patches
+
+
+def test_names_are_told_as_they_are_unless_they_would_break_the_line() -> None:
+    assert named(["é/1.png", "a\n/2.png"]) == "é/1.png, 'a\\n/2.png'"
 
 
 def test_a_name_that_would_break_the_line_is_told_escaped(tmp_path: Path) -> None:

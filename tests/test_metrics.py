@@ -17,7 +17,7 @@ from torch import Tensor
 
 from idc_lightning.config import Monitored
 from idc_lightning.decision import UNDECIDED
-from idc_lightning.metrics import idc_probability, patch_metrics
+from idc_lightning.metrics import better, idc_probability, patch_metrics
 from idc_lightning.results.predictions import predictions_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:No (positive|negative) samples")
@@ -108,3 +108,9 @@ def test_idc_probability_is_the_softmax_of_both_logits() -> None:
 def test_every_metric_can_be_monitored() -> None:
     logged = {"dev/loss", *(f"dev/{name}" for name in patch_metrics(0.5))}
     assert set(get_args(Monitored)) == logged
+
+
+def test_of_losses_alone_less_is_better() -> None:
+    ways = {monitor: better(monitor) for monitor in get_args(Monitored)}
+    assert ways.pop("dev/loss") == "min"
+    assert set(ways.values()) == {"max"}

@@ -376,13 +376,6 @@ def test_a_job_whose_end_is_known_or_whose_search_is_gone_is_left_alone(
 SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweep.dir=outputs/s", *SMALL)
 
 
-@pytest.fixture
-def command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    return Command(tmp_path, capsys, monkeypatch)
-
-
 def test_a_search_runs_jobs_stops_bad_ones_and_goes_on(command: Command) -> None:
     typed = (
         *SEARCH,

@@ -19,6 +19,7 @@ from idc_lightning.data.split import (
     compare_splits,
     patients_of,
     read_splits,
+    rows_of,
     split_hash,
     split_notes,
     split_patients,
@@ -60,6 +61,12 @@ def test_patients_are_summarised() -> None:
     assert patients.index.tolist() == ["010", "10", "9"]
     assert patients["patches"].tolist() == [5, 2, 4]
     assert patients["idc"].tolist() == [0, 1, 0.25]
+
+
+def test_rows_of_a_split_are_numbered_from_0() -> None:
+    table = pd.DataFrame({"split": ["dev", "train", "dev", None]}, index=[7, 8, 9, 0])
+    assert rows_of(table, "dev").tolist() == [0, 2]
+    assert rows_of(table, "test").tolist() == []
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -267,7 +274,8 @@ def test_a_run_says_how_many_of_cruz_roa_s_patients_are_present(
 
 def test_cruz_roa_2014_without_its_patients(lists: dict[str, list[str]]) -> None:
     config = split_config("cruz_roa_2014")
-    with told("none of the 162 patients of split=cruz_roa_2014 is in the data"):
+    nobody = "none of the 162 patients of split=cruz_roa_2014 is in the data: take split=stratified"
+    with pytest.raises(IDCError, match=f"^{nobody}$"):
         split_patients(table_of({"1": (1, 1), "08864": (1, 1)}), config)
     one_list = table_of(dict.fromkeys(lists["train"], (1, 1)))
     with told("split=cruz_roa_2014", "no patient for dev and test"):
@@ -364,7 +372,7 @@ def test_a_file_is_read_as_text(
         (["patient_id,split", *ROWS[1:]], ["007 (missing from the file)"]),
         (
             ["patient_id,split", *ROWS[:-1], "e,test"],
-            ["e (unknown to the data)", "é (missing from the file)"],
+            ["patients e (unknown to the data); é (missing from the file)"],
         ),
         (["patient_id,split", *ROWS, "7,dev"], ["more than once: 7"]),
         (["patient_id,split", *ROWS, "7,train"], ["more than once: 7"]),
@@ -399,10 +407,11 @@ def test_a_file_that_is_no_text(tmp_path: Path, six: pd.DataFrame, name: str) ->
 
 
 def test_a_file_that_is_absent(tmp_path: Path, six: pd.DataFrame) -> None:
-    for path in (tmp_path, tmp_path / "nowhere.csv"):
-        with told(f"can't read the split {path}"):
+    for path, reason in ((tmp_path, "directory"), (tmp_path / "nowhere.csv", "No such file")):
+        with told(f"can't read the split {path}", reason):
             split_patients(six, split_config("file", path=str(path)))
-    with told("split.path is not set"):
+    unset = "split.path is not set: split=file needs a CSV, split.path=splits.csv"
+    with pytest.raises(IDCError, match=f"^{unset}$"):
         split_patients(six, split_config("file"))
 
 
@@ -433,6 +442,11 @@ def test_a_written_split_is_read_as_it_was(
     others = list(splits.items())
     random.shuffle(others)
     assert split_hash(pd.Series(dict(others))) == split_hash(written) == split_hash(read)
+
+
+def test_a_written_split_is_ordered_text(tmp_path: Path) -> None:
+    write_splits(pd.Series({"8": "dev", "10": "train"}), tmp_path / "splits.csv")
+    assert (tmp_path / "splits.csv").read_bytes() == b"patient_id,split\n10,train\n8,dev\n"
 
 
 def test_the_hash_tells_splits_apart() -> None:
@@ -475,14 +489,18 @@ def test_a_patient_in_two_splits_is_a_leak(patches: pd.DataFrame) -> None:
 
 def test_an_image_in_two_splits_is_a_leak(patches: pd.DataFrame) -> None:
     patches.loc[patches["path"] == "10/0.png", "digest"] = "7 twice"
-    with told("leak: 1 images", "7/1.png = 7/2.png = 10/0.png", "split=file"):
+    with pytest.raises(IDCError) as caught:
         check_leaks(patches)
+    assert str(caught.value) == (
+        "leak: 1 images stand in more than one split: 7/1.png = 7/2.png = 10/0.png; delete the "
+        "copies, or put these patients in one split by split=file split.path=<csv>"
+    )
 
 
-def test_two_leaks_are_two_images(patches: pd.DataFrame) -> None:
-    patches.loc[patches["path"] == "10/0.png", "digest"] = "7 own"
-    patches.loc[patches["path"] == "9/0.png", "digest"] = "8 own"
-    with told("leak: 2 images", "7/0.png = 10/0.png", "8/0.png = 9/0.png"):
+def test_leaks_are_told_in_the_order_of_the_patches(patches: pd.DataFrame) -> None:
+    patches.loc[patches["path"].isin(["7/0.png", "10/0.png"]), "digest"] = "z"
+    patches.loc[patches["path"].isin(["8/0.png", "9/0.png"]), "digest"] = "a"
+    with told("leak: 2 images stand", ": 7/0.png = 10/0.png, 8/0.png = 9/0.png;"):
         check_leaks(patches)
 
 

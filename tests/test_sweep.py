@@ -26,13 +26,6 @@ GRID = ("-m", *SMALL, "hydra.sweep.dir=grid", "model.head.dropout=0.1,0.2,0.3")
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    return Command(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
 def fails_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None, BaseException], None]:
     """Let the job with a dropout fail, or none."""
 

@@ -261,9 +261,7 @@ def read_splits(path: Path) -> pd.Series:
     """
     try:
         # Text throughout, since pandas would turn the patient 00123 into 123.
-        rows = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", compression=None
-        )
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, compression=None)
     except (OSError, ValueError) as error:
         raise IDCError(f"can't read the split {path}: {str(error).splitlines()[0]}") from error
     rows.columns = rows.columns.str.strip()

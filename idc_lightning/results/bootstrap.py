@@ -170,9 +170,9 @@ def pooled_metrics(
         proba: Probabilities of IDC [n].
         threshold: Probability from which a patch counts as IDC.
     """
-    patient, weights = np.zeros(len(true), dtype=np.intp), np.ones((1, 1), dtype=np.int64)
-    values = _weighted_metrics(true, proba, proba >= threshold, patient, weights)
-    return {name: float(value[0]) for name, value in values.items()}
+    one = np.zeros(len(true), dtype=np.str_)
+    drawn = drawn_metrics(true, proba, proba >= threshold, one, draws=0, seed=0)
+    return {name: float(value[0]) for name, value in drawn.values.items()}
 
 
 def _weighted_metrics(
