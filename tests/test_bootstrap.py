@@ -22,6 +22,8 @@ from idc_lightning.results.bootstrap import (
     pooled_metrics,
 )
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 NAMES = (
     "f1",
     "balanced_accuracy",
@@ -232,6 +234,8 @@ def test_a_single_patient_has_no_interval() -> None:
     for interval in run((true, proba, np.full(len(true), "only"))).values():
         assert interval.value is not None
         assert interval.low is interval.high is None
+    drawn = drawn_metrics(true, proba, proba >= 0.5, np.full(len(true), "only"), draws=9, seed=0)
+    assert all(values.shape == (1,) for values in drawn.values.values())
 
 
 def test_no_defined_draw_leaves_the_value_alone() -> None:

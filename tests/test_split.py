@@ -282,10 +282,13 @@ def test_cruz_roa_2014_without_its_patients(lists: dict[str, list[str]]) -> None
         split_patients(one_list, config)
 
 
-@pytest.mark.parametrize("name", ["stratified", "notebook"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("stratified", "can't be divided in three"), ("notebook", "can't be divided twice")],
+)
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_too_few_patients(name: str, count: int) -> None:
-    with told(f"too few patients for split={name}: {count} ", "split=file"):
+def test_too_few_patients(name: str, reason: str, count: int) -> None:
+    with told(f"too few patients for split={name}: {count} {reason}; ", "split=file"):
         split_patients(cohort(count), split_config(name))
 
 

@@ -253,7 +253,7 @@ def without_conflicts(
     Raises:
         IDCError: If there are such patches and ``on_conflict`` is ``"error"``.
     """
-    table = table.sort_values(["patient_id", "y", "x", "path"], ignore_index=True)
+    table = table.sort_values(["patient_id", "y", "x", "path"])
     double = table.duplicated(["patient_id", "x", "y"], keep=False)
     if on_conflict == "error" and double.any():
         raise IDCError(

@@ -15,6 +15,7 @@ the scale of the logit, which keeps them between 0 and 1 and makes them less ske
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +156,7 @@ def drawn_metrics(
         draws = 0
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    weights = np.vstack([np.ones(len(names), dtype=np.int64), drawn])
+    weights = np.vstack([np.ones(len(names)), drawn])
     values = _weighted_metrics(true, proba, called, patient, weights)
     return Drawn(values, patients=len(names), patches=len(true))
 
@@ -180,7 +181,7 @@ def _weighted_metrics(
     proba: Floats,
     called: npt.NDArray[np.bool_],
     patient: npt.NDArray[np.intp],
-    weights: npt.NDArray[np.int64],
+    weights: Floats,
 ) -> dict[str, Floats]:
     """All metrics; one value for each row of weights [draws, patients]."""
     return {
@@ -194,12 +195,11 @@ def _brier_score(
     true: npt.NDArray[np.int64],
     proba: Floats,
     patient: npt.NDArray[np.intp],
-    weights: npt.NDArray[np.int64],
+    weights: Floats,
 ) -> Floats:
     """Mean squared difference; one value for each row of weights [draws, patients]."""
-    squared = np.bincount(patient, np.square(proba - true), minlength=weights.shape[1])
-    patches = np.bincount(patient, minlength=weights.shape[1]).astype(np.float64)
-    score: Floats = (weights @ squared) / (weights @ patches)
+    squared = np.bincount(patient, np.square(proba - true))
+    score: Floats = (weights @ squared) / (weights @ np.bincount(patient))
     return score
 
 
@@ -213,13 +213,14 @@ def _threshold_metrics(
     true: npt.NDArray[np.int64],
     called: npt.NDArray[np.bool_],
     patient: npt.NDArray[np.intp],
-    weights: npt.NDArray[np.int64],
+    weights: Floats,
 ) -> dict[str, Floats]:
     """Metrics of decisions; one value for each row of weights [draws, patients]."""
 
     def weighted(chosen: npt.NDArray[np.bool_]) -> Floats:
         counts = np.bincount(patient[chosen], minlength=weights.shape[1])
-        return (weights @ counts).astype(np.float64)
+        found: Floats = weights @ counts
+        return found
 
     tp = weighted((true == 1) & called)
     fn = weighted((true == 1) & ~called)
@@ -239,27 +240,24 @@ def _ranking_metrics(
     true: npt.NDArray[np.int64],
     proba: Floats,
     patient: npt.NDArray[np.intp],
-    weights: npt.NDArray[np.int64],
+    weights: Floats,
 ) -> dict[str, Floats]:
     """AUROC and average precision; one value for each row of weights [draws, patients].
 
     Patches of equal probability share one point of either curve: the area below ROC is that of
     trapezoids, average precision sums precision over the steps of recall, as scikit-learn does.
     """
-    order = np.argsort(-proba, kind="stable")
+    order = np.argsort(-proba)
     ends = np.flatnonzero(np.append(np.diff(proba[order]) != 0, True))
     positive, patient = (true[order] == 1), patient[order]
-    auroc, precision = np.empty(len(weights)), np.empty(len(weights))
-    rows = max(1, CHUNK // len(true))
-    for start in range(0, len(weights), rows):
-        chunk = slice(start, start + rows)
-        weight = weights[chunk][:, patient].astype(np.float64)
+    auroc, precision = [], []
+    for some in np.array_split(weights, ceil(len(weights) * len(true) / CHUNK)):
+        weight = some[:, patient]
         tp = np.cumsum(weight * positive, axis=1)[:, ends]
         fp = np.cumsum(weight * ~positive, axis=1)[:, ends]
-        steps_tp = np.diff(tp, axis=1, prepend=0)
-        steps_fp = np.diff(fp, axis=1, prepend=0)
+        steps_tp, steps_fp = np.diff(tp, prepend=0), np.diff(fp, prepend=0)
         area = (steps_fp * (tp - steps_tp / 2)).sum(axis=1)
-        auroc[chunk] = _ratio(area, tp[:, -1] * fp[:, -1])
+        auroc.append(_ratio(area, tp[:, -1] * fp[:, -1]))
         summed = (steps_tp * np.nan_to_num(_ratio(tp, tp + fp))).sum(axis=1)
-        precision[chunk] = _ratio(summed, tp[:, -1])
-    return {"auroc": auroc, "average_precision": precision}
+        precision.append(_ratio(summed, tp[:, -1]))
+    return {"auroc": np.concatenate(auroc), "average_precision": np.concatenate(precision)}
