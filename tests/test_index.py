@@ -129,8 +129,12 @@ def test_both_labels_at_one_position(tmp_path: Path) -> None:
         read_index(tmp_path)
     assert all(file_name(*patch) in str(caught.value) for patch in both)
     assert not any(file_name(*patch) in str(caught.value) for patch in kept)
+    assert str(caught.value).endswith(
+        "; delete the wrong ones, or set data.on_conflict=drop to leave them out"
+    )
     assert rows(tmp_path, on_conflict="drop") == kept
     index = read_index(tmp_path, on_conflict="drop")
+    assert tuple(index.conflicts.columns) == COLUMNS
     found = index.conflicts[["patient_id", "x", "y", "target"]]
     assert list(found.itertuples(index=False, name=None)) == both
     assert index.conflicts["path"].map(os.path.basename).tolist() == [file_name(*p) for p in both]
