@@ -182,6 +182,21 @@ def folds_of(table: pd.DataFrame, folds: int = 5, seed: int = 0) -> list[pd.Seri
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "begins"),
+    [
+        ("stratified", 60, "d509ebf208ee"),
+        ("stratified", 5, "068b4f76dbcc"),
+        ("kfold", 60, "5d5e7e03f85d"),
+        ("kfold", 5, "e437c197de34"),
+        ("notebook", 60, "f27cd2c7d3ba"),
+    ],
+)
+def test_a_seed_gives_the_same_split_in_each_version(name: str, count: int, begins: str) -> None:
+    table = table_of({str(n): (n % 7 + 1, n * n % 5) for n in range(count)})
+    assert split_hash(split_patients(table, split_config(name, seed=3))).startswith(begins)
+
+
 @given(count=st.integers(3, 40), folds=st.integers(3, 8), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
 def test_kfold_puts_each_patient_into_test_and_dev_once(count: int, folds: int, seed: int) -> None:
