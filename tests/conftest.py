@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from helpers_command import Command
+
+# How long an example takes says more of what else the machine does.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 LONGEST = ("test_ranks.py", "test_resume.py", "test_train.py", "test_sweep.py", "test_precision.py")
 """Files that take minutes."""

@@ -181,7 +181,7 @@ def test_damaged_content_is_told(tmp_path: Path, method: int) -> None:
     assert nothing_is_left(tmp_path / "cache")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),

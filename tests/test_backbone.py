@@ -291,7 +291,7 @@ def test_truncated_file_is_told(tmp_path: Path, share: float, zipped: bool) -> N
         read_checkpoint(file)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_changed_byte_is_told_or_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -48,7 +48,7 @@ def assert_as_in_the_tissue(table: pd.DataFrame, crop: Cells) -> None:
     assert crop.tolist() == wanted.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LAYOUT, st.integers(1, 7), st.integers(0, 1000))
 def test_a_tiling_shows_each_patch_once_as_it_lies_in_its_slide(
     layout: list[set[tuple[int, int]]], size: int, seed: int
@@ -63,7 +63,7 @@ def test_a_tiling_shows_each_patch_once_as_it_lies_in_its_slide(
         assert_as_in_the_tissue(table, crop)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LAYOUT, st.integers(1, 7))
 def test_all_epochs_are_as_long_and_differ(layout: list[set[tuple[int, int]]], size: int) -> None:
     tilings = Tilings(slides_of(table_of(layout)), size)
@@ -86,7 +86,7 @@ def test_a_tiling_has_few_cells_without_a_patch() -> None:
     assert len(tilings) < 0.93 * fixed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LAYOUT, st.integers(3, 30), st.integers(0, 1))
 def test_windows_judge_each_patch_once_and_see_its_margin(
     layout: list[set[tuple[int, int]]], size: int, margin: int

@@ -76,7 +76,7 @@ def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
 WHOLE = png(RGB)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, len(WHOLE) - 1))
 def test_a_cut_file_is_a_problem_or_has_whole_pixels(
     tmp_path_factory: pytest.TempPathFactory, cut: int
@@ -89,7 +89,7 @@ def test_a_cut_file_is_a_problem_or_has_whole_pixels(
         assert cut > len(WHOLE) - 25  # only the last check sums and the end mark are missing
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(place=st.integers(0, len(WHOLE) - 1), bit=st.integers(0, 7))
 def test_a_spoiled_byte_is_a_problem_or_changes_no_pixel(
     tmp_path_factory: pytest.TempPathFactory, place: int, bit: int

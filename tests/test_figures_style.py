@@ -36,7 +36,7 @@ def test_other_warnings_are_told(tmp_path: Path) -> None:
         axes.set_xlim(1, 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     text=st.text(st.characters(exclude_categories=("C", "Z", "M")), min_size=1, max_size=200),
     inches=st.floats(0.5, 5),

@@ -169,7 +169,7 @@ def test_rows_longer_than_the_header_are_told(tmp_path: Path) -> None:
         read_curves(path, monitor="dev/f1")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 4000), rest=st.text(',.-0e9\n"ax', max_size=8))
 def test_a_log_cut_anywhere_is_drawn_or_told(
     tmp_path_factory: pytest.TempPathFactory, cut: int, rest: str

@@ -30,7 +30,7 @@ def test_a_crop_of_one_cell_is_the_patch_itself() -> None:
     assert image.permute(0, 2, 3, 1).equal(pixels[:, 0, 0])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     patient=st.from_regex(r"[0-9A-Za-zé_,\"'-]{1,8}", fullmatch=True),
     x=st.integers(0, 9_999_999),

@@ -194,7 +194,7 @@ def test_gaps_are_enclosed_places_without_a_patch(cells: list[Cell], expected: s
     assert gaps(cells) == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1), st.integers(0, 9))
 def test_gaps_cannot_be_reached_from_outside(cells: set[Cell], shift: int) -> None:
     """Against a walk from cell to cell over a grid with a margin."""

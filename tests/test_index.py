@@ -241,7 +241,7 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     files=st.lists(
         st.tuples(st.sampled_from(FOLDERS), st.sampled_from("01"), names), max_size=4, unique=True
@@ -273,7 +273,7 @@ def test_hostile_names_are_left_out_or_told(
         assert ("0815", 51, 101, 1) in rows(root, on_conflict="drop")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     patches=st.sets(
         st.tuples(

@@ -303,7 +303,7 @@ def test_patches_smaller_in_one_direction_are_refused(
         check_size(found.root, found.table)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=30), max_size=8), st.data())
 def test_any_files_are_read_or_told(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], data: st.DataObject

@@ -162,7 +162,7 @@ def test_few_steps_are_no_curve() -> None:
     assert propose_bounds(rates, [*losses[:-1], math.nan]).base_lr is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     losses=st.lists(st.floats(0, 1e6, width=32), min_size=FEWEST, max_size=120),
     last=st.sampled_from([0.0, 1.0, 3e38, math.inf, math.nan]),

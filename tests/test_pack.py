@@ -248,7 +248,7 @@ def test_a_change_that_opening_overlooks_is_told_before_it_is_used(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_changed_byte_of_the_pixels_escapes_the_check_of_all(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

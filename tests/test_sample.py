@@ -35,7 +35,7 @@ def test_shares_are_rounded_to_the_nearest() -> None:
     assert counts == [111, *[1] * 11]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=8),
     size=st.integers(1, 300),

@@ -50,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_no_changed_or_cut_byte_is_believed(written: Path, data: st.DataObject) -> None:
     whole = written.read_bytes()

@@ -198,7 +198,7 @@ def test_a_seed_gives_the_same_split_in_each_version(name: str, count: int, begi
 
 
 @given(count=st.integers(3, 40), folds=st.integers(3, 8), seed=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_kfold_puts_each_patient_into_test_and_dev_once(count: int, folds: int, seed: int) -> None:
     table = cohort(count, seed)
     if count < folds:
@@ -324,7 +324,7 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
     return table_of(numbers)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables(), SHARES, SHARES, st.sampled_from(["stratified", "notebook"]), st.integers(0, 99))
 def test_every_patient_is_in_one_split_and_none_is_empty(
     table: pd.DataFrame, first: float, second: float, name: str, seed: int
@@ -446,7 +446,7 @@ IDS = st.from_regex(r"[0-9A-Za-zé_,;\"'#=.-]{1,6}", fullmatch=True) | st.sample
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.dictionaries(IDS, st.sampled_from(NAMES), min_size=1, max_size=12), st.randoms())
 def test_a_written_split_is_read_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, splits: dict[str, str], random: Random
