@@ -56,8 +56,10 @@ def test_a_folder_that_contradicts_the_name_stops(tmp_path: Path, path: str, kin
     (tmp_path / path).write_bytes(b"")
     with pytest.raises(IDCError) as caught:
         read_index(tmp_path)
-    assert path in str(caught.value)
-    assert f"another {kind}" in str(caught.value)
+    assert str(caught.value) == (
+        f"1 files of {tmp_path} lie in the folder of another {kind} than their names say: {path}; "
+        "move or delete them"
+    )
 
 
 def test_what_is_no_patch_is_counted_and_not_used(tmp_path: Path) -> None:
@@ -69,7 +71,14 @@ def test_what_is_no_patch_is_counted_and_not_used(tmp_path: Path) -> None:
     for hidden in (".DS_Store", "1/.DS_Store", "1/0/._1_idx5_x1_y1_class0.png"):
         (tmp_path / hidden).write_text("")
     (tmp_path / ".git").mkdir()
-    foreign = ("readme.txt", "1/mask.png", "1/0/note.txt", "2/1/2_idx5_x1_y1_class1.jpg", "2/2")
+    foreign = (
+        "readme.txt",
+        "more.txt",
+        "1/mask.png",
+        "1/0/note.txt",
+        "2/1/2_idx5_x1_y1_class1.jpg",
+        "2/2",
+    )
     for name in foreign:
         (tmp_path / name).write_text("")
     for name in ("empty", "1/0/folder", "2/1/2_idx5_x951_y1_class1.png"):
@@ -79,9 +88,27 @@ def test_what_is_no_patch_is_counted_and_not_used(tmp_path: Path) -> None:
     assert (index.hidden, index.foreign, index.nested) == (4, len(foreign) + 3, 2 * len(patches))
     assert index.notes() == [
         "left out 4 hidden files",
-        "left out 8 files that are no patches",
+        "left out 9 files that are no patches",
         "left out 16 patches in a nested copy of the data set",
     ]
+
+
+def test_folders_and_files_in_the_place_of_classes_are_foreign(tmp_path: Path) -> None:
+    make_patches(tmp_path, [("7", 1, 1, 1)])
+    (tmp_path / "7" / "0").write_text("")
+    (tmp_path / "7" / "2").mkdir()
+    (tmp_path / "7" / "2" / "7_idx5_x51_y1_class1.png").write_text("")
+    index = read_index(tmp_path)
+    assert len(index.table) == 1
+    assert index.foreign == 2
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_data_sets_whose_patients_are_named_like_classes_are_not_taken_for_patients(
+    tmp_path: Path, target: int
+) -> None:
+    make_patches(tmp_path / "0", [("1", 1, 1, target)])
+    assert read_index(tmp_path).root == tmp_path / "0"
 
 
 def test_the_root_may_be_the_folder_just_above(tmp_path: Path) -> None:
@@ -102,7 +129,7 @@ def test_a_root_without_patches_is_told(tmp_path: Path, made: str) -> None:
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     if name:
         (tmp_path / folder / name).write_text("")
-    with pytest.raises(IDCError, match=r"no patches in .*: data\.root must hold"):
+    with pytest.raises(IDCError, match=rf"no patches in {tmp_path}: data\.root must hold"):
         read_index(tmp_path)
 
 
@@ -116,7 +143,7 @@ def test_a_missing_root_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("x", "y"), [(0, 1), (50, 1), (1, 52), (1, 1000000), (2, 2)])
 def test_positions_off_the_grid_stop(tmp_path: Path, x: int, y: int) -> None:
     make_patches(tmp_path, [("1", 1, 1, 0), ("1", 51, 101, 1), ("1", x, y, 1)])
-    with pytest.raises(IDCError, match=r"^1 patches .* don't lie on the grid") as caught:
+    with pytest.raises(IDCError, match=f"^1 patches of {tmp_path} don't lie on the grid") as caught:
         read_index(tmp_path)
     assert file_name("1", x, y, 1) in str(caught.value)
 
@@ -125,7 +152,7 @@ def test_both_labels_at_one_position(tmp_path: Path) -> None:
     kept = [("1", 51, 1, 0), ("2", 1, 1, 1)]
     both = [("1", 1, 1, 0), ("1", 1, 1, 1)]
     make_patches(tmp_path, kept + both)
-    with pytest.raises(IDCError, match=r"^2 patches .* share their position") as caught:
+    with pytest.raises(IDCError, match=f"^2 patches of {tmp_path} share their position") as caught:
         read_index(tmp_path)
     assert all(file_name(*patch) in str(caught.value) for patch in both)
     assert not any(file_name(*patch) in str(caught.value) for patch in kept)
