@@ -64,7 +64,6 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     tissue = write_tissue(folder, healthy=80, idc=48)
     confuse(folder / "tissue")
     net = (
-        "model.backbone=resnet18",
         "model.freeze_backbone=true",
         "model.frozen_batchnorm=adapt",
         "model.head.dropout=0",
@@ -100,7 +99,7 @@ def test_both_precisions_give_the_same_probabilities_and_metrics(
     first, second = computed[one], computed[other]
     for split in SPLITS:
         expected, found = (o.predictions[split]["proba"].to_numpy() for o in (first, second))
-        assert expected.std() > 0.2  # nets that tell nothing would agree, too
+        assert expected.std() > 0.15  # nets that tell nothing would agree, too
         apart = np.abs(found - expected)
         assert 0 < apart.max() <= close.probability  # 0 if both were computed in one precision
         assert apart.mean() <= close.mean
