@@ -30,7 +30,7 @@ ONE_NET = Tolerance(0.08, 0.01, 0.06)
 TWO_NETS = Tolerance(0.3, 0.04, 0.08)
 """Of two whose heads, without hidden layers, were trained in one precision each.
 
-One of the 36 IDC patches of test is 0.028 of its recall.
+One of the 22 IDC patches of test is 0.045 of its recall.
 """
 
 
@@ -61,9 +61,10 @@ def confuse(tissue: Path) -> None:
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """A run in each precision, and each of them judged again in the other one."""
     folder = tmp_path_factory.mktemp("precision")
-    tissue = write_tissue(folder, healthy=80, idc=48)
+    tissue = write_tissue(folder, healthy=50, idc=30)
     confuse(folder / "tissue")
     net = (
+        "model.backbone=resnet18",
         "model.freeze_backbone=true",
         "model.frozen_batchnorm=adapt",
         "model.head.dropout=0",
@@ -99,7 +100,7 @@ def test_both_precisions_give_the_same_probabilities_and_metrics(
     first, second = computed[one], computed[other]
     for split in SPLITS:
         expected, found = (o.predictions[split]["proba"].to_numpy() for o in (first, second))
-        assert expected.std() > 0.15  # nets that tell nothing would agree, too
+        assert expected.std() > 0.2  # nets that tell nothing would agree, too
         apart = np.abs(found - expected)
         assert 0 < apart.max() <= close.probability  # 0 if both were computed in one precision
         assert apart.mean() <= close.mean
