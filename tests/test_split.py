@@ -293,8 +293,12 @@ def test_cruz_roa_2014_without_its_patients(lists: dict[str, list[str]]) -> None
     with pytest.raises(IDCError, match=f"^{nobody}$"):
         split_patients(table_of({"1": (1, 1), "08864": (1, 1)}), config)
     one_list = table_of(dict.fromkeys(lists["train"], (1, 1)))
-    with told("split=cruz_roa_2014", "no patient for dev and test"):
+    with pytest.raises(IDCError) as caught:
         split_patients(one_list, config)
+    assert str(caught.value) == (
+        "too few patients for split=cruz_roa_2014: 84 leave no patient for dev and test; add "
+        "patients, or give your own lists by split=file split.path=<csv>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,6 +351,7 @@ def test_every_patient_is_in_one_split_and_none_is_empty(
         assert count < 3 or small * count < 2
         return
     assert splits.index.tolist() == sorted(table["patient_id"].unique())
+    assert (splits.name, splits.index.name) == ("split", "patient_id")
     assert splits.index.is_unique
     assert set(splits) == set(NAMES)
 

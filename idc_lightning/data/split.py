@@ -48,7 +48,7 @@ def patients_of(table: pd.DataFrame) -> pd.DataFrame:
         One row for each patient, ordered and indexed by patient_id: patches (number) and idc
         (share of IDC patches, 0 to 1).
     """
-    groups = table.groupby("patient_id", sort=True)["target"]
+    groups = table.groupby("patient_id")["target"]
     return pd.DataFrame({"patches": groups.size(), "idc": groups.mean()})
 
 
