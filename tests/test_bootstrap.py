@@ -247,7 +247,7 @@ def test_no_defined_draw_leaves_the_value_alone() -> None:
 def test_95_percent_intervals_cover_and_those_of_patches_do_not() -> None:
     """Repeat a study of five patients, and count how often the population's values are inside.
 
-    Percentiles of the draws hold them in 84 %.
+    Percentiles of the draws hold them in fewer.
     """
     everybody = cohort(0, patients=4000, steps=None)
     truth = {name: run(everybody, draws=1)[name].value for name in NAMES}
