@@ -6,10 +6,10 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["idc_lightning.train", "torch.utils.tensorboard"])
@@ -53,6 +53,34 @@ def run_script(
             if killed_after is None:
                 raise TimeoutError(f"{script} {' '.join(words)} took more than {timeout} s")
         return CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
+@contextmanager
+def started_process(
+    words: Sequence[str], *, within: Path, environment: Mapping[str, str]
+) -> Iterator[Popen[str]]:
+    """A process whose errors are kept, and which doesn't outlive a test that fails meanwhile.
+
+    Args:
+        words: Of its command line.
+        within: Folder in which it starts.
+        environment: Its whole environment.
+    """
+    with Popen(
+        words,
+        cwd=within,
+        env=environment,
+        stdout=DEVNULL,
+        stderr=PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _run(

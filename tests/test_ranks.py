@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers_command import SMALL, Command
 from helpers_model import config_of, told
-from helpers_process import run_script
+from helpers_process import run_script, started_process
 from helpers_runs import evaluation
 from torch.utils.data import SequentialSampler
 
@@ -297,14 +297,8 @@ def test_a_process_that_is_killed_or_keeps_silent_ends_the_run(
     tmp_path: Path, by: signal.Signals
 ) -> None:
     often = ("callbacks.checkpoint.last_every=0", "trainer.epochs=500", "hydra.run.dir=run")
-    with subprocess.Popen(
-        [*TRAIN, *RUN, "trainer=ddp_cpu", "trainer.timeout=10", *often],
-        cwd=tmp_path,
-        env=environment({}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as leader:
+    command = [*TRAIN, *RUN, "trainer=ddp_cpu", "trainer.timeout=10", *often]
+    with started_process(command, within=tmp_path, environment=environment({})) as leader:
         while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
             assert leader.poll() is None
             time.sleep(0.05)
@@ -322,14 +316,8 @@ def test_no_process_is_left_if_the_first_is_stopped(
     tmp_path: Path, by: signal.Signals, single: Path, double: dict[str, str]
 ) -> None:
     often = ("callbacks.checkpoint.last_every=0", "hydra.run.dir=run")
-    with subprocess.Popen(
-        [*TRAIN, *RUN, *TWO, *often],
-        cwd=tmp_path,
-        env=environment(double),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as leader:
+    command = [*TRAIN, *RUN, *TWO, *often]
+    with started_process(command, within=tmp_path, environment=environment(double)) as leader:
         last = tmp_path / "run" / "checkpoints" / "last.ckpt"
         while not last.is_file():
             assert leader.poll() is None

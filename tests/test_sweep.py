@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from helpers_command import SMALL, Command
+from helpers_process import started_process
 from hydra.errors import HydraException
 
 from idc_lightning.conf_folder import describe
@@ -174,13 +175,8 @@ def test_a_sweep_that_is_stopped_leaves_no_job_running(
     jobs = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "trainer.epochs=500")
     typed = ("-m", *SMALL, *jobs, "hydra.sweep.dir=grid", "scheduler=none")
     often = ("callbacks.checkpoint.last_every=0",)
-    with subprocess.Popen(
-        [sys.executable, "-m", "idc_lightning.train", *typed, *often],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as sweep:
+    command = [sys.executable, "-m", "idc_lightning.train", *typed, *often]
+    with started_process(command, within=tmp_path, environment=os.environ) as sweep:
         until = time.monotonic() + 120
         while len(list(tmp_path.glob("grid/*/checkpoints/last.ckpt"))) < 2:
             assert sweep.poll() is None
