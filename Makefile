@@ -1,6 +1,6 @@
 # make demo       train on synthetic tissue and print a table of test metrics
 # make test       run all tests
-# make campaigns  attack the whole with faults and hostile input, for an hour or so
+# make campaigns  attack the whole with faults and hostile input, for an hour or two
 # make bench      measure speed and memory beside the notebook's (make bench BENCH=quick: some minutes)
 # make coverage   run all tests and tell which lines and branches they leave out
 # make mutants    spoil split, index, metrics and bootstrap in 1,400 ways, which tests should notice
