@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Checkpoint
@@ -183,7 +182,7 @@ def untrained_run(config: Config, data: IDCDataModule) -> Run:
         data=config.data,
         splits=data.splits,
         patches={},
-        train_images=np.empty(0, dtype=np.int64),
+        seen=data.ready.seen,
         seed=config.seed,
         monitor=config.callbacks.checkpoint.monitor,
         precision=resolve_precision(config.trainer, "cpu"),

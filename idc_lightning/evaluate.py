@@ -93,7 +93,8 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
     data = run.data if own else _elsewhere(run.data, config.data)
     source = find_source(data, config.cache)
     index = read_index(source.root, on_conflict=data.on_conflict)
-    table = index.table.assign(split=index.table["patient_id"].map(run.splits))
+    known = run.splits if own else run.seen.splits
+    table = index.table.assign(split=index.table["patient_id"].map(known))
     if own:
         table = table[table["split"].notna()].reset_index(drop=True)
     else:

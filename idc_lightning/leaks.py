@@ -9,20 +9,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from idc_lightning.data.decode import image_keys
-from idc_lightning.data.index import named
+from idc_lightning.data.index import named as some_of
+from idc_lightning.data.seen import Seen
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.runs import Run
 
 
-def known_images(run: Run, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether a patch is an image that the run was trained on, for each row.
+def known_images(seen: Seen, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Whether a patch is an image that was trained on, for each row.
 
     Args:
-        run: A run.
+        seen: By a run.
         table: Patches with digest and blank, as of a store. Blank ones are known by nobody.
     """
-    seen = np.isin(image_keys(table["digest"]), run.train_images)
-    known: npt.NDArray[np.bool_] = seen & ~table["blank"].to_numpy(np.bool_)
+    found = np.isin(image_keys(table["digest"]), seen.images)
+    known: npt.NDArray[np.bool_] = found & ~table["blank"].to_numpy(np.bool_)
     return known
 
 
@@ -37,11 +38,11 @@ def refuse_known_images(run: Run, table: pd.DataFrame, root: object) -> None:
     Raises:
         IDCError: Naming some of them.
     """
-    paths = table.loc[known_images(run, table), "path"].tolist()
+    paths = table.loc[known_images(run.seen, table), "path"].tolist()
     if paths:
         raise IDCError(
             f"leak: {len(paths)} patches of {root} are images that the run was trained on, under "
-            f"names of other patients: {named(paths)}; delete them"
+            f"names of other patients: {some_of(paths)}; delete them"
         )
 
 
@@ -52,7 +53,7 @@ def seen_before(run: Run, table: pd.DataFrame) -> list[str]:
         run: A run.
         table: Patches with patient_id, digest and blank.
     """
-    split = run.splits.reindex(table["patient_id"].unique())
+    split = run.seen.splits.reindex(table["patient_id"].unique())
     better = "what it says of them is better than it would be of others"
     notes = []
     for name, used in (("train", "was trained on"), ("dev", "was tuned on")):
@@ -61,8 +62,8 @@ def seen_before(run: Run, table: pd.DataFrame) -> list[str]:
             notes.append(
                 f"the run {used} {len(names):,} of these patients ({listed(names)}): {better}"
             )
-    others = table[table["patient_id"].map(run.splits) != "train"]
-    copies = int(known_images(run, others).sum())
+    others = table[table["patient_id"].map(run.seen.splits) != "train"]
+    copies = int(known_images(run.seen, others).sum())
     if copies:
         notes.append(
             f"the run was trained on {copies:,} of these images, under names of other patients: "
@@ -71,29 +72,30 @@ def seen_before(run: Run, table: pd.DataFrame) -> list[str]:
     return notes
 
 
-def check_pretraining(run: Run, table: pd.DataFrame) -> None:
-    """Stop if a run whose weights are taken knows patients or images of dev or test.
+def check_start(named: str, seen: Seen, table: pd.DataFrame) -> None:
+    """Stop if the weights with which a run begins know patients or images of its dev or test.
 
     Args:
-        run: It has learned from its train patients, and its epoch was chosen on dev.
+        named: How the weights are named, such as ``"model.weights=best.ckpt"``.
+        seen: They have learned from its train patients, and were chosen on dev.
         table: Patches of the run that begins, with patient_id, split, path, digest and blank.
 
     Raises:
         IDCError: If it does.
     """
-    here = table.groupby("patient_id")["split"].first().reindex(run.splits.index)
-    trained = (run.splits == "train") & here.isin(["dev", "test"])
-    tuned = (run.splits == "dev") & (here == "test")
-    leaked = run.splits.index[trained | tuned].tolist()
+    here = table.groupby("patient_id")["split"].first().reindex(seen.splits.index)
+    trained = (seen.splits == "train") & here.isin(["dev", "test"])
+    tuned = (seen.splits == "dev") & (here == "test")
+    leaked = seen.splits.index[trained | tuned].tolist()
     if leaked:
         raise IDCError(
-            f"pretraining.run={run.checkpoint} knew {len(leaked)} patients of this run's dev and "
+            f"{named} knew {len(leaked)} patients of this run's dev and "
             f"test ({listed(leaked)}): take a run with the same split"
         )
     judged = table[table["split"] != "train"]
-    copies = judged.loc[known_images(run, judged), "path"].tolist()
+    copies = judged.loc[known_images(seen, judged), "path"].tolist()
     if copies:
         raise IDCError(
-            f"pretraining.run={run.checkpoint} was trained on {len(copies)} images of this run's "
-            f"dev and test ({named(copies)}): take a run with the same split"
+            f"{named} was trained on {len(copies)} images of this run's "
+            f"dev and test ({some_of(copies)}): take a run with the same split"
         )

@@ -57,7 +57,7 @@ def predict(config: PredictConfig, folder: Path) -> pd.DataFrame:
     write_predictions(predictions, folder / "predictions.csv")
     labelled = predictions[predictions["true"] != NO_LABEL]
     judgement = None
-    judged = by_split(run, labelled[~known_images(run, store.table)[labelled.index]])
+    judged = by_split(run, labelled[~known_images(run.seen, store.table)[labelled.index]])
     if judged:
         judgement = judge_splits(judged, decision, config.results, seed=run.seed)
     patients = called(predictions)
@@ -128,7 +128,7 @@ def by_split(run: Run, labelled: pd.DataFrame) -> dict[str, pd.DataFrame]:
         Tables by split; patients whom the run doesn't know are ``"new"``, those that it was trained
         on are left out.
     """
-    split = labelled["patient_id"].map(run.splits).astype(object).fillna("new")
+    split = labelled["patient_id"].map(run.seen.splits).astype(object).fillna("new")
     return {name: labelled[split == name] for name in JUDGED if (split == name).any()}
 
 

@@ -1,5 +1,6 @@
-"""What a run on crops begins with: weights of a run on single patches, or of one trained first."""
+"""The weights that a run begins with: another run's, or those of a training on single patches."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -11,23 +12,47 @@ from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.classifier import load_classifier
 from idc_lightning.config import Config, PatchPretrainingConfig
 from idc_lightning.data.datamodule import Ready
+from idc_lightning.data.seen import Seen
 from idc_lightning.errors import IDCError
-from idc_lightning.runs import Run, read_run
+from idc_lightning.runs import Run, read_run, seen_by
 from idc_lightning.torch_files import read_checkpoint
 from idc_lightning.training import build_data, build_model, fit
 
 
-def named_run(config: Config) -> Run | None:
-    """The run whose weights are taken, if one is named.
+@dataclass(frozen=True)
+class Start:
+    """Weights that another run has learned.
+
+    Attributes:
+        named: How the configuration names them.
+        seen: What they have learned from.
+        network: Of the whole network; None if only the backbone's are taken, by `load_pretrained`.
+    """
+
+    named: str
+    seen: Seen
+    network: dict[str, Tensor] | None
+
+
+def read_start(config: Config) -> Start | None:
+    """The weights of another run, if the configuration names such.
 
     Raises:
         IDCError: If there is no such run, or its network is another one.
     """
-    pretraining = config.pretraining
-    if pretraining.name == "none" or pretraining.run is None:
+    pretraining, weights = config.pretraining, config.model.weights
+    if pretraining.name == "patches" and pretraining.run is not None:
+        named = f"pretraining.run={pretraining.run}"
+        run = _run_of_this_network(pretraining.run, named, config)
+        return Start(named, run.seen, run.classifier.network.state_dict())
+    if weights in ("none", "imagenet"):
         return None
-    run = read_run(pretraining.run)
-    named = f"pretraining.run={pretraining.run}"
+    seen = seen_by(Path(weights))
+    return None if seen is None else Start(f"model.weights={weights}", seen, network=None)
+
+
+def _run_of_this_network(path: Path, named: str, config: Config) -> Run:
+    run = read_run(path)
     own, other = config.model, run.classifier.model_config
     for what, mine, its in (
         ("model.backbone", own.backbone, other.backbone),

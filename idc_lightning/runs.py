@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch import Tensor
 from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import AnyData, Seed, parse
 from idc_lightning.data.datamodule import IDCDataModule
+from idc_lightning.data.seen import Seen, by_patient
 from idc_lightning.data.split import NAMES
 from idc_lightning.decision import Decision
 from idc_lightning.errors import IDCError
@@ -21,6 +20,8 @@ from idc_lightning.torch_files import read_checkpoint
 
 JUDGED = ("dev", "test", "new")
 """Splits on which a run is judged again; patients whom it doesn't know are new."""
+
+Splits = dict[str, Literal["train", "dev", "test"]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Run:
         data: The data that it was trained on.
         splits: ``"train"``, ``"dev"`` or ``"test"`` by patient_id.
         patches: Number of patches by split, when it was trained.
-        train_images: `image_keys` of those of train that aren't blank, int64 [n].
+        seen: What its weights have learned from, also before the run.
         seed: The run's seed.
         monitor: The metric by which its best epoch was taken, such as ``"dev/f1"``.
         precision: In which it computed, such as ``"32-true"``; None if the checkpoint doesn't say.
@@ -46,7 +47,7 @@ class Run:
     data: AnyData
     splits: pd.Series
     patches: dict[str, int]
-    train_images: npt.NDArray[np.int64]
+    seen: Seen
     seed: int
     monitor: str
     precision: str | None
@@ -80,15 +81,24 @@ class Run:
         return notes
 
 
+class _SeenMemory(BaseModel):
+    """What `Seen.to_plain` leaves in it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    splits: Splits
+    images: Tensor
+
+
 class _Memory(BaseModel):
     """What `IDCDataModule.state_dict` leaves in a checkpoint, as far as it is needed."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     data: AnyData
-    splits: dict[str, Literal["train", "dev", "test"]]
+    splits: Splits
     patches: dict[str, int]
-    train_images: Tensor
+    seen: _SeenMemory
     seed: Seed
 
 
@@ -104,27 +114,44 @@ def read_run(path: Path) -> Run:
     checkpoint = _checkpoint(path.expanduser()).resolve()
     classifier = load_classifier(checkpoint)
     content = read_checkpoint(checkpoint)
-    try:
-        memory: _Memory = parse(_Memory, content.get(IDCDataModule.__qualname__), "")
-        monitor = _monitor(content)
-    except (IDCError, LookupError, AttributeError, TypeError) as error:
-        raise IDCError(
-            f"{checkpoint} doesn't say on which patients it was trained, or in another way than "
-            "this version writes it: train again"
-        ) from error
+    memory, monitor = _memory(content, checkpoint)
     inside = checkpoint.parent.name == "checkpoints"
     return Run(
         checkpoint=checkpoint,
         folder=checkpoint.parent.parent if inside else None,
         classifier=classifier,
         data=memory.data,
-        splits=pd.Series(memory.splits, name="split", dtype=object).rename_axis("patient_id"),
+        splits=by_patient(memory.splits),
         patches=memory.patches,
-        train_images=memory.train_images.numpy(),
+        seen=Seen.from_plain(memory.seen.model_dump()),
         seed=memory.seed,
         monitor=monitor,
         precision=content.get("precision"),
     )
+
+
+def seen_by(weights: Path) -> Seen | None:
+    """What a file of weights has learned from; None if it is no checkpoint of this project.
+
+    Raises:
+        IDCError: If it can't be read.
+    """
+    content = read_checkpoint(weights.expanduser())
+    if IDCDataModule.__qualname__ not in content:
+        return None
+    memory, _ = _memory(content, weights)
+    return Seen.from_plain(memory.seen.model_dump())
+
+
+def _memory(content: dict[str, Any], checkpoint: Path) -> tuple[_Memory, str]:
+    """What a checkpoint says of its data, and the metric by which it was taken."""
+    try:
+        return parse(_Memory, content.get(IDCDataModule.__qualname__), ""), _monitor(content)
+    except (IDCError, LookupError, AttributeError, TypeError) as error:
+        raise IDCError(
+            f"{checkpoint} doesn't say on which patients it was trained, or in another way than "
+            "this version writes it: train again"
+        ) from error
 
 
 def _monitor(content: dict[str, Any]) -> str:

@@ -22,11 +22,11 @@ from idc_lightning.figures.style import Picture
 from idc_lightning.figures.training import draw_training
 from idc_lightning.files import remove_partials
 from idc_lightning.frozen import features_note
-from idc_lightning.leaks import check_pretraining
+from idc_lightning.leaks import check_start
 from idc_lightning.lr_range_test import LRRangeTest
 from idc_lightning.pretraining import (
-    named_run,
     pretrain,
+    read_start,
     seconds_of_pretraining,
 )
 from idc_lightning.pruning import Pruning
@@ -75,7 +75,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = ranks.place_of(config.trainer, accelerator)
     # First, so that a wrong name of a network is told before a large data set is made ready.
     model = build_model(config)
-    taken = None if last_checkpoint(folder).is_file() else named_run(config)
+    start = None if last_checkpoint(folder).is_file() else read_start(config)
     data = build_data(config, place)
     data.prepare_data()
     data.setup()
@@ -83,9 +83,10 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     out.print(data_table(data.summary()))
     for note in [*data.notes(), *features_note(config)]:
         out.print(note, highlight=False, markup=False)
-    if taken is not None:
-        check_pretraining(taken, data.table)
-        model.start = taken.classifier.network.state_dict()
+    if start is not None:
+        check_start(start.named, start.seen, data.table)
+        data.begin_with(start.seen)
+        model.start = start.network
     write_splits(data.splits, folder / "splits.csv")
 
     with ranks.leading(place, config, folder, data.ready):

@@ -459,7 +459,7 @@ def test_a_decision_is_kept_in_the_checkpoint_and_nothing_else_of_it_changes(
     for name, weight in before["state_dict"].items():
         assert torch.equal(after["state_dict"][name], weight)
     assert after["optimizer_states"]
-    images = [content["IDCDataModule"].pop("train_images") for content in (before, after)]
+    images = [content["IDCDataModule"]["seen"].pop("images") for content in (before, after)]
     assert torch.equal(*images)
     assert after["IDCDataModule"] == before["IDCDataModule"]
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]

@@ -224,10 +224,12 @@ def test_the_state_holds_plain_values_and_comes_back(tmp_path: Path, tissue: Ove
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert parse(AnyData, state.pop("data")) == data.data
     train = data.table[data.table["split"] == "train"]
-    assert state.pop("train_images").tolist() == sorted(image_keys(train["digest"]))
+    images = state["seen"]["images"]
+    assert images.tolist() == sorted(image_keys(train["digest"]))
     assert state == {
         "seed": 0,
         "splits": PATIENTS,
+        "seen": {"splits": PATIENTS, "images": images},
         "split_hash": data.split_hash(),
         "patches": {"train": 3 * EACH, "dev": 2 * EACH, "test": EACH},
         "next": [0, 0],

@@ -5,8 +5,7 @@ batches, augment, features.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +22,12 @@ from idc_lightning.config import AnyData, AnySplit
 from idc_lightning.data.augment import as_float, augment, draw_views
 from idc_lightning.data.batches import Batch, Crops, gather, loader
 from idc_lightning.data.crops import Cut, judging_cut, training_cut
-from idc_lightning.data.decode import image_keys
 from idc_lightning.data.features import Features
 from idc_lightning.data.grid import CLASSES, NO_CELL, assemble
 from idc_lightning.data.index import Index, read_index
 from idc_lightning.data.resident import resident_pixels
 from idc_lightning.data.sample import sample_patches
+from idc_lightning.data.seen import Seen
 from idc_lightning.data.source import Source, find_source
 from idc_lightning.data.split import (
     NAMES,
@@ -51,6 +50,7 @@ class Ready:
     index: Index
     store: Store
     splits: pd.Series
+    seen: Seen
 
 
 class IDCDataModule(lightning.LightningDataModule):
@@ -165,7 +165,11 @@ class IDCDataModule(lightning.LightningDataModule):
         )
         check_leaks(store.table)
         _check_classes(store.table)
-        self._done = Ready(index, store, splits)
+        self._done = Ready(index, store, splits, Seen.of(splits, store.table))
+
+    def begin_with(self, earlier: Seen) -> None:
+        """Take down what the weights have seen with which the run begins."""
+        self._done = replace(self.ready, seen=self.ready.seen.after(earlier))
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split's patches in `table`, int64 [n]."""
@@ -389,15 +393,9 @@ class IDCDataModule(lightning.LightningDataModule):
             "splits": dict(self.splits.items()),
             "split_hash": self.split_hash(),
             "patches": {name: len(self.rows(name)) for name in NAMES},
-            "train_images": self._train_images,
+            "seen": self.ready.seen.to_plain(),
             "next": self._next(),
         }
-
-    @cached_property
-    def _train_images(self) -> Tensor:
-        """`image_keys` of the patches of train that aren't blank, int64 [n], sorted."""
-        train = self.table[(self.table["split"] == "train") & ~self.table["blank"]]
-        return torch.from_numpy(np.unique(image_keys(train["digest"])))
 
     def _next(self) -> list[int]:
         """Epoch and number of its crops with which the training goes on."""
@@ -415,11 +413,12 @@ class IDCDataModule(lightning.LightningDataModule):
         Raises:
             IDCError: If the checkpoint was trained on another split.
         """
-        if self._done is not None and state_dict["split_hash"] != self.split_hash():
+        if state_dict["split_hash"] != self.split_hash():
             raise IDCError(
                 "the checkpoint was trained on another split of the patients: give its own by "
                 "split=file split.path=<its run folder>/splits.csv"
             )
+        self.begin_with(Seen.from_plain(state_dict["seen"]))
         epoch, crops = state_dict["next"]
         self._begin = epoch, crops
 
