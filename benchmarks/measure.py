@@ -137,19 +137,20 @@ def rate(work: Callable[[], int]) -> Callable[[], float]:
     return timed
 
 
-def bf16_rate(seconds: float = 0.5) -> float:
-    """FLOP/s of products of bfloat16 matrices on the CPU, best of some sizes.
+def matrix_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of products of matrices on the CPU, best of some sizes.
 
     Args:
+        dtype: Their type. One that the hardware doesn't compute in takes minutes.
         seconds: How long each size is tried, at least.
     """
-    return max(_matmul_rate(side, seconds) for side in MATRICES)
+    return max(_matmul_rate(side, dtype, seconds) for side in MATRICES)
 
 
-def _matmul_rate(side: int, seconds: float) -> float:
-    left = torch.randn(side, side, dtype=torch.bfloat16)
-    right = torch.randn(side, side, dtype=torch.bfloat16)
-    out = torch.empty(side, side, dtype=torch.bfloat16)
+def _matmul_rate(side: int, dtype: torch.dtype, seconds: float) -> float:
+    left = torch.randn(side, side, dtype=dtype)
+    right = torch.randn(side, side, dtype=dtype)
+    out = torch.empty(side, side, dtype=dtype)
     torch.matmul(left, right, out=out)
     best = 0.0
     until = time.perf_counter() + seconds

@@ -346,7 +346,7 @@ def test_rows_of_steps_predictions_and_whole_runs_are_measured(
 
     commands = Commands()
     monkeypatch.setattr(rows, "run_child", commands)
-    monkeypatch.setattr(rows, "bf16_rate", lambda: 1e11)
+    monkeypatch.setattr(rows, "matrix_rate", lambda dtype: 1e11)
     make_demo(tmp_path / "demo", patients=8, patches=480, seed=0)
     scale = small_scale(200)
     bench = Tiny(tmp_path / "demo", tmp_path / "work", scale, full_cache=None, whole=False)
