@@ -250,7 +250,7 @@ def test_a_child_that_fails_says_why() -> None:
 
 
 def test_the_chip_multiplies_and_the_net_has_the_operations_of_resnet18_at_50_pixels() -> None:
-    assert measure._matmul_rate(64, 0.01) > 0
+    assert measure._matmul_rate(64, torch.float32, 0.01) > 0
     config = configured("model.weights=none")
     network = IDCClassifier(config.model, config.optimizer, config.scheduler).network
     assert flops_per_image(network) / 1e9 == pytest.approx(0.247, abs=0.001)
