@@ -110,6 +110,7 @@ class DataConfig(Section):
     on_conflict: Literal["error", "drop"]
     sample: Count | None
     microns_per_pixel: Positive
+    stain_normalisation: Literal["none", "slide"]
     crop: Annotated[int, Field(ge=1, le=64, strict=True)]
     window: Count
     margin: Annotated[int, Field(ge=0, strict=True)]

@@ -115,6 +115,7 @@ def read_patches(run: Run, config: EvaluateConfig) -> tuple[Store, list[str]]:
         everything=index.table,
         edge_patches=data.edge_patches,
         on_broken=data.on_broken,
+        stain_normalisation=data.stain_normalisation,
     )
     if not own:
         refuse_known_images(run, store.table, source.root)

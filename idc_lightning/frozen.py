@@ -102,7 +102,8 @@ def compute_features(
         IDCError: If features aren't finite, or can't be written.
     """
     store = data.store
-    key = _key(network, backbone, precision, store.key, compiled=compiled)
+    pixels = store.key if store.stains is None else f"{store.key} {store.stains.key}"
+    key = _key(network, backbone, precision, pixels, compiled=compiled)
     folder = data.cache.expanduser() / FOLDER / key
     with context(), torch.inference_mode():
         dtype = stored_dtype(folder) or _computed_dtype(network, data)
@@ -215,7 +216,7 @@ def _images(
     data: IDCDataModule, places: npt.NDArray[np.int64], view: int, device: torch.device
 ) -> Tensor:
     """Images of a view, float [B, 3, 50, 50]."""
-    pixels = torch.from_numpy(data.store.packed.read(places)).to(device)
+    pixels = torch.from_numpy(data.store.input_at(places)).to(device)
     turned = viewed(pixels, torch.full((len(places),), view, device=device))
     return as_float(turned.permute(0, 3, 1, 2))
 
@@ -231,12 +232,12 @@ def _chunks(
 
 
 def _key(
-    network: PatchNetwork, backbone: str, precision: str, store: str, *, compiled: bool
+    network: PatchNetwork, backbone: str, precision: str, pixels: str, *, compiled: bool
 ) -> str:
     """Name of the features: a hash of all that they depend on."""
     digest = hashlib.blake2b(digest_size=12)
     device = next(network.parameters()).device.type
-    facts = (FORMAT, backbone, precision, compiled, device, store, *VERSIONS)
+    facts = (FORMAT, backbone, precision, compiled, device, pixels, *VERSIONS)
     digest.update(repr(facts).encode())
     for part in (network.normalize, network.backbone):
         _add_weights(digest, part)

@@ -105,6 +105,7 @@ def read_patches(run: Run, config: PredictConfig) -> tuple[Store, list[str]]:
         cache=config.cache,
         edge_patches=run.data.edge_patches,
         on_broken=config.data.on_broken,
+        stain_normalisation=run.data.stain_normalisation,
     )
     notes = [*run.notes(), *found.notes(), *store.notes(), *seen_before(run, store.table)]
     if config.report.enabled:

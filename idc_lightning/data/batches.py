@@ -105,7 +105,7 @@ def gather(store: Store, cell: Tensor) -> Tensor:
         store: Pixels and table.
         cell: Row numbers in the store's table, int64 [B, h, w]; -1 where there is no patch.
     """
-    pixels = torch.from_numpy(store.read(cell.numpy()))
+    pixels = torch.from_numpy(store.read_input(cell.numpy()))
     pixels[cell == NO_CELL] = WHITE
     return pixels
 

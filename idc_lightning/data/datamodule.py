@@ -162,6 +162,7 @@ class IDCDataModule(lightning.LightningDataModule):
             everything=index.table,
             edge_patches=self.data.edge_patches,
             on_broken=self.data.on_broken,
+            stain_normalisation=self.data.stain_normalisation,
         )
         check_leaks(store.table)
         _check_classes(store.table)

@@ -50,5 +50,5 @@ def resident_pixels(
     pixels = torch.full((count + 1, PATCH, PATCH, 3), WHITE, dtype=torch.uint8, device=device)
     for start in range(0, count, CHUNK):
         rows = torch.arange(start, min(start + CHUNK, count)).numpy()
-        pixels[start : start + len(rows)] = torch.from_numpy(store.read(rows)).to(device)
+        pixels[start : start + len(rows)] = torch.from_numpy(store.read_input(rows)).to(device)
     return pixels

@@ -10,7 +10,8 @@ import pandas as pd
 
 from idc_lightning.data.checked import CheckedRows
 from idc_lightning.data.pack import open_pack
-from idc_lightning.errors import IDCError
+from idc_lightning.data.stains import Stains, measure_stains
+from idc_lightning.errors import IDCError, listed
 
 READ = ("width", "height", "blank", "digest")
 """What a table of patches takes over from the pack."""
@@ -34,6 +35,7 @@ class Store:
             problem (str).
         dropped: Number of edge patches left out.
         stretched: Number of edge patches stretched to 50x50 px.
+        stains: How a network's input is normalised; None leaves it as it is.
     """
 
     table: pd.DataFrame
@@ -45,6 +47,7 @@ class Store:
     broken: pd.DataFrame
     dropped: int
     stretched: int = 0
+    stains: Stains | None = None
 
     def read(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Copy the pixels of some patches.
@@ -60,6 +63,15 @@ class Store:
         """
         return self.packed.read(self.places[np.asarray(rows)])
 
+    def read_input(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Copy pixels as a network takes them: what `read` gives, with its stains normalised."""
+        return self.input_at(self.places[np.asarray(rows)])
+
+    def input_at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The same by rows of ``packed``."""
+        pixels = self.packed.read(places)
+        return pixels if self.stains is None else self.stains.apply(pixels, places)
+
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
         kinds = {
@@ -69,6 +81,9 @@ class Store:
             "edge patches stretched to 50x50 px: {}": self.stretched,
         }
         notes = [line.format(f"{count:,}") for line, count in kinds.items() if count]
+        if self.stains is not None and self.stains.unmeasured:
+            names = listed(list(self.stains.unmeasured))
+            notes.append(f"too little tissue to measure its stains, left as they are: {names}")
         return notes + [
             f"converted {n:,} {kind} patches to RGB" for kind, n in sorted(self.converted.items())
         ]
@@ -82,6 +97,7 @@ def open_store(
     everything: pd.DataFrame | None = None,
     edge_patches: str = "pad",
     on_broken: str = "error",
+    stain_normalisation: str = "none",
     check_all: bool = False,
 ) -> Store:
     """Take patches from the pack of their data set, which is made on first use.
@@ -95,6 +111,8 @@ def open_store(
         edge_patches: What becomes of patches smaller than 50x50 px: ``"pad"`` with white on the
             right and below, ``"resize"`` (bilinear) or ``"drop"``.
         on_broken: ``"error"``, or ``"skip"`` to leave out files that can't be read.
+        stain_normalisation: ``"slide"`` measures the stains of each patient's patches, for what a
+            network takes.
         check_all: Whether all pixels of the pack are checked, not only some.
 
     Raises:
@@ -115,18 +133,23 @@ def open_store(
         raise IDCError(f"no patch of {root} is left: all are broken or dropped as edge patches")
     converted = read["converted"][kept]
     places = np.where(edge, read["stretched"], rows) if edge_patches == "resize" else rows
+    places = places[kept].astype(np.int64)
+    taken = table.assign(edge=edge, **{name: read[name] for name in READ})[kept].reset_index(
+        drop=True
+    )
     return Store(
-        table=table.assign(edge=edge, **{name: read[name] for name in READ})[kept].reset_index(
-            drop=True
-        ),
+        table=taken,
         packed=pack.pixels,
-        places=places[kept].astype(np.int64),
+        places=places,
         folder=pack.folder,
         key=pack.key,
         converted=dict(Counter(converted[converted != ""].tolist())),
         broken=unread,
         dropped=int((edge & ~kept).sum()),
         stretched=int(edge[kept].sum()) if edge_patches == "resize" else 0,
+        stains=measure_stains(taken["patient_id"], places, pack.pixels.read, len(pack.pixels))
+        if stain_normalisation == "slide"
+        else None,
     )
 
 
