@@ -102,8 +102,7 @@ def compute_features(
         IDCError: If features aren't finite, or can't be written.
     """
     store = data.store
-    pixels = store.key if store.stains is None else f"{store.key} {store.stains.key}"
-    key = _key(network, backbone, precision, pixels, compiled=compiled)
+    key = _key(network, backbone, precision, store.input_key, compiled=compiled)
     folder = data.cache.expanduser() / FOLDER / key
     with context(), torch.inference_mode():
         dtype = stored_dtype(folder) or _computed_dtype(network, data)

@@ -89,6 +89,9 @@ class _SeenMemory(BaseModel):
     splits: Splits
     images: Tensor
 
+    def read(self) -> Seen:
+        return Seen.from_plain({"splits": self.splits, "images": self.images})
+
 
 class _Memory(BaseModel):
     """What `IDCDataModule.state_dict` leaves in a checkpoint, as far as it is needed."""
@@ -123,7 +126,7 @@ def read_run(path: Path) -> Run:
         data=memory.data,
         splits=by_patient(memory.splits),
         patches=memory.patches,
-        seen=Seen.from_plain(memory.seen.model_dump()),
+        seen=memory.seen.read(),
         seed=memory.seed,
         monitor=monitor,
         precision=content.get("precision"),
@@ -140,7 +143,7 @@ def seen_by(weights: Path) -> Seen | None:
     if IDCDataModule.__qualname__ not in content:
         return None
     memory, _ = _memory(content, weights)
-    return Seen.from_plain(memory.seen.model_dump())
+    return memory.seen.read()
 
 
 def _memory(content: dict[str, Any], checkpoint: Path) -> tuple[_Memory, str]:

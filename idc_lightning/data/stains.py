@@ -21,7 +21,7 @@ TISSUE = 0.12
 """Optical density above which a pixel is tissue, not glass."""
 
 SAMPLE = 100
-"""Patches of a slide that are measured, evenly spread over its rows."""
+"""Patches of a slide that are measured at least, if it has them, evenly spread over its rows."""
 
 LEAST = 10_000
 """Pixels of tissue, four full patches, below which the stains of a slide are left as they are."""

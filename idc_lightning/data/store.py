@@ -72,6 +72,11 @@ class Store:
         pixels = self.packed.read(places)
         return pixels if self.stains is None else self.stains.apply(pixels, places)
 
+    @property
+    def input_key(self) -> str:
+        """A hash of all pixels as a network takes them."""
+        return self.key if self.stains is None else f"{self.key} {self.stains.key}"
+
     def notes(self) -> list[str]:
         """One line on each kind of patch that was left out or changed."""
         kinds = {
