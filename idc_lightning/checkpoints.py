@@ -168,7 +168,15 @@ class Checkpoints(ModelCheckpoint):
         termination.end_if_received()
 
     def on_fit_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
-        """Count the last epoch, which Lightning leaves out if a resumed run had none left."""
+        """Count the last epoch, which Lightning leaves out if a resumed run had none left.
+
+        Without any epoch the best is what the training began with.
+        """
+        if trainer.max_epochs == 0:
+            self.best_model_path = str(self._last.with_name("best.ckpt"))
+            trainer.save_checkpoint(self.best_model_path)
+            self._save_next(trainer)
+            self._take_next(trainer)
         progress = trainer.fit_loop.epoch_progress.current
         assert isinstance(progress, _ProcessedTracker)
         progress.completed = progress.processed

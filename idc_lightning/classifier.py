@@ -99,7 +99,6 @@ class IDCClassifier(lightning.LightningModule):
             self.model_config.backbone,
             self.model_config.head,
             frozen=self.model_config.freeze_backbone,
-            batch_statistics=self.model_config.batch_statistics,
             context=self.model_config.context,
         )
         self.register_buffer("class_weights", self._fixed_class_weights())
@@ -113,6 +112,29 @@ class IDCClassifier(lightning.LightningModule):
         """The weights of the loss as far as they don't depend on the data."""
         weights = self.model_config.loss.class_weights
         return torch.ones(2) if isinstance(weights, str) else torch.tensor(weights)
+
+    def begin_with(self, named: str, other: "IDCClassifier", *, learns: bool) -> None:
+        """Take the network of another in place of ``model.weights``.
+
+        Args:
+            named: What the other is called where it is said with what this one began.
+            other: Of the same architecture.
+            learns: Whether it is trained on; else what is said of its training stays true.
+        """
+        self.start = other.network.state_dict()
+        changes: dict[str, Any] = {"weights": named}
+        if not learns:
+            kept = ("weights", "freeze_backbone", "frozen_batchnorm", "head", "loss")
+            changes = {name: getattr(other.model_config, name) for name in kept}
+            self.optimizer_config = other.optimizer_config
+            self.scheduler_config = other.scheduler_config
+            self.class_weights = other.class_weights
+        self.model_config = self.model_config.model_copy(update=changes)
+        self.hparams.update(
+            model=self.model_config.model_dump(mode="json"),
+            optimizer=self.optimizer_config.model_dump(mode="json"),
+            scheduler=self.scheduler_config.model_dump(mode="json"),
+        )
 
     def set_rates(self, base_lr: float, max_lr: float) -> None:
         """Take the learning rates of a range test; the optimizers must be made after that.

@@ -76,6 +76,19 @@ SHOWN = (
 OF_SEARCH = ("sweep.pruning", "sweep.study", "sweep.trial")
 """Values that only a job of a search uses."""
 
+OF_LEARNING = (
+    "optimizer.",
+    "scheduler.",
+    "data.augment.",
+    "data.batch_size",
+    "model.loss.",
+    "model.head.dropout",
+    "trainer.gradient_clip",
+    "callbacks.ema_decay",
+    "callbacks.early_stopping",
+)
+"""Values that only a training of at least one epoch uses."""
+
 BOUND = ("onecycle", "cosine")
 """Schedulers whose rates depend on the number of epochs."""
 
@@ -244,7 +257,6 @@ class ModelConfig(Section):
     weights: str
     freeze_backbone: bool
     frozen_batchnorm: Literal["imagenet", "adapt"]
-    batch_statistics: bool
     compile: bool
     test_time_augmentation: bool
     head: HeadConfig
@@ -346,7 +358,7 @@ class TrainerConfig(HardwareConfig):
     devices: Count | Literal["auto"]
     sync_batchnorm: bool
     timeout: Positive
-    epochs: Count
+    epochs: Annotated[int, Field(ge=0, strict=True)]
     gradient_clip: Positive | None
     deterministic: bool | Literal["warn"]
     log_every_n_steps: Count
@@ -563,13 +575,16 @@ class Config(CommandConfig):
         return self
 
     @model_validator(mode="after")
-    def _statistics_exist(self) -> "Config":
-        untrained = self.model.weights == "none" and self.pretraining.name == "none"
-        if not self.model.batch_statistics and untrained:
+    def _something_was_learned(self) -> "Config":
+        if self.trainer.epochs > 0:
+            return self
+        if self.pretraining.name != "patches" or self.pretraining.run is None:
             raise ValueError(
-                "model.batch_statistics=false keeps statistics that random weights don't have: add "
-                "pretraining=patches or model.weights=imagenet"
+                "trainer.epochs=0 learns nothing: add pretraining=patches pretraining.run=<the run "
+                "whose network is judged>"
             )
+        if self.callbacks.lr_range_test is not None:
+            raise ValueError("callbacks=lr_range_test learns, which trainer.epochs=0 doesn't")
         return self
 
     @model_validator(mode="after")
@@ -595,9 +610,7 @@ class Config(CommandConfig):
         return self.model_copy(
             update={
                 "pretraining": NoPretrainingConfig(name="none"),
-                "model": self.model.model_copy(
-                    update={"context": context, "batch_statistics": True}
-                ),
+                "model": self.model.model_copy(update={"context": context}),
                 "data": self.data.model_copy(update=data),
                 "optimizer": optimizer,
                 "scheduler": scheduler,
@@ -610,12 +623,20 @@ class Config(CommandConfig):
     def idle(self, typed: AbstractSet[str]) -> str | None:
         """As `CommandConfig.idle`."""
         return (
-            self._idle_rate(typed)
+            self._idle_learning(typed)
+            or self._idle_rate(typed)
             or self._idle_search(typed)
             or self._idle_features(typed)
             or self._idle_context(typed)
             or _idle_sensitivity(self.results.threshold, typed)
         )
+
+    def _idle_learning(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a value of training where nothing is learned."""
+        idle = sorted(key for key in typed if key.startswith(OF_LEARNING))
+        if idle and self.trainer.epochs == 0:
+            return f"{idle[0]} has no effect, since trainer.epochs=0 learns nothing"
+        return None
 
     def _idle_search(self, typed: AbstractSet[str]) -> str | None:
         """A line on a value of a search without one."""
@@ -626,11 +647,6 @@ class Config(CommandConfig):
 
     def _idle_features(self, typed: AbstractSet[str]) -> str | None:
         """A line on how a backbone is computed, where training doesn't compute it so."""
-        if "model.batch_statistics" in typed and self.model.freeze_backbone:
-            return (
-                "model.batch_statistics has no effect on a frozen backbone: give "
-                "model.frozen_batchnorm"
-            )
         if "data.features" in typed and not self.model.freeze_backbone:
             return (
                 "data.features has no effect, since a backbone that learns is computed in each "

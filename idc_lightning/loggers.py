@@ -18,13 +18,16 @@ from idc_lightning.errors import IDCError
 from idc_lightning.files import write_text
 
 
-def build_loggers(config: LoggerConfig, folder: Path, *, first_step: int) -> list[Logger]:
+def build_loggers(
+    config: LoggerConfig, folder: Path, *, first_step: int, learns: bool = True
+) -> list[Logger]:
     """Loggers of a run.
 
     Args:
         config: Which.
         folder: The run folder.
         first_step: Step that is logged first, above 0 in a resumed run.
+        learns: Whether there is any step; else there are no curves for metrics.csv.
     """
     loggers: list[Logger] = []
     if config.tensorboard:
@@ -38,7 +41,7 @@ def build_loggers(config: LoggerConfig, folder: Path, *, first_step: int) -> lis
                 purge_step=first_step,
             )
         )
-    if config.csv:
+    if config.csv and learns:
         loggers.append(Table(folder, first_step=first_step))
     return loggers
 

@@ -9,7 +9,7 @@ from idc_lightning import ranks
 from idc_lightning.callbacks import Throughput
 from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
 from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
-from idc_lightning.classifier import load_classifier
+from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import Config, PatchPretrainingConfig
 from idc_lightning.data.datamodule import Ready
 from idc_lightning.data.seen import Seen
@@ -26,12 +26,12 @@ class Start:
     Attributes:
         named: How the configuration names them.
         seen: What they have learned from.
-        network: Of the whole network; None if only the backbone's are taken, by `load_pretrained`.
+        classifier: Whose network is taken; None if `load_pretrained` takes the backbone alone.
     """
 
     named: str
     seen: Seen
-    network: dict[str, Tensor] | None
+    classifier: IDCClassifier | None
 
 
 def read_start(config: Config) -> Start | None:
@@ -44,11 +44,11 @@ def read_start(config: Config) -> Start | None:
     if pretraining.name == "patches" and pretraining.run is not None:
         named = f"pretraining.run={pretraining.run}"
         run = _run_of_this_network(pretraining.run, named, config)
-        return Start(named, run.seen, run.classifier.network.state_dict())
+        return Start(named, run.seen, run.classifier)
     if weights in ("none", "imagenet"):
         return None
     seen = seen_by(Path(weights))
-    return None if seen is None else Start(f"model.weights={weights}", seen, network=None)
+    return None if seen is None else Start(f"model.weights={weights}", seen, classifier=None)
 
 
 def _run_of_this_network(path: Path, named: str, config: Config) -> Run:

@@ -212,6 +212,11 @@ def _check_prolonged(folder: Path, before: Config, config: Config) -> None:
         return
     if new < old:
         raise IDCError(f"{EPOCHS}={new} is less than the run's own {EPOCHS}={old}")
+    if old == 0:
+        raise IDCError(
+            f"{EPOCHS}={new}: a run of {EPOCHS}=0 can't be prolonged, start a new one with its "
+            "pretraining.run"
+        )
     if config.scheduler.name in BOUND:
         raise IDCError(
             f"{EPOCHS}={new}: the run can't be prolonged, since scheduler={config.scheduler.name} "

@@ -86,7 +86,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     if start is not None:
         check_start(start.named, start.seen, data.table)
         data.begin_with(start.seen)
-        model.start = start.network
+        if start.classifier is not None:
+            model.begin_with(start.named, start.classifier, learns=config.trainer.epochs > 0)
     write_splits(data.splits, folder / "splits.csv")
 
     with ranks.leading(place, config, folder, data.ready):

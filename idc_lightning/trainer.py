@@ -56,7 +56,8 @@ def build_trainer(
     trainer = config.trainer
     accelerator = resolve_accelerator(trainer)
     block = block_steps(config, place.world)
-    loggers = build_loggers(config.logger, folder, first_step=first_step)
+    learns = trainer.epochs > 0
+    loggers = build_loggers(config.logger, folder, first_step=first_step, learns=learns)
     progress = progress_kind(config.callbacks, interactive=interactive)
     made = lightning.Trainer(
         accelerator=accelerator,
@@ -75,6 +76,7 @@ def build_trainer(
             course=config.course(),
             sweep=config.sweep,
             logs=bool(loggers),
+            learns=learns,
             single_thread_head=accelerator == "cpu"
             and config.model.freeze_backbone
             and config.model.context.name != "grid",
@@ -189,6 +191,7 @@ def build_callbacks(
     course: str,
     sweep: SweepConfig,
     logs: bool,
+    learns: bool,
     single_thread_head: bool = False,
 ) -> list[Callback]:
     """Checkpoints, progress, and what else is configured.
@@ -200,6 +203,7 @@ def build_callbacks(
         course: Hash of what decides the course of the training, kept in its checkpoints.
         sweep: Says whether the run is a job of a search, which may stop it early.
         logs: Whether anything is logged.
+        learns: Whether there is any step, so that weights can be averaged.
         single_thread_head: Whether one thread trains the head.
     """
     callbacks: list[Callback] = [
@@ -226,7 +230,7 @@ def build_callbacks(
         )
     if sweep.study is not None and sweep.pruning is not None:
         callbacks.append(Pruning(sweep, folder))
-    if config.ema_decay is not None:
+    if config.ema_decay is not None and learns:
         callbacks.append(AveragedWeights(config.ema_decay))
     if logs:
         callbacks.append(Curves())

@@ -41,12 +41,11 @@ def fit(
     place: ranks.Place,
 ) -> lightning.Trainer:
     """Train, from the last checkpoint in the folder if there is one, in each process."""
-    begin = first_step(folder)
-    trainer = build_trainer(
-        config, folder, interactive=sys.stdout.isatty(), first_step=begin, place=place
-    )
+    begin, interactive = first_step(folder), sys.stdout.isatty()
+    trainer = build_trainer(config, folder, interactive=interactive, first_step=begin, place=place)
     if data.block > 1:
         model.learn_in_blocks(gradient_clip=config.trainer.gradient_clip)
-    last = last_checkpoint(folder) if begin else None
-    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    last = last_checkpoint(folder)
+    begun = last if last.is_file() else None
+    trainer.fit(model, datamodule=data, ckpt_path=begun, weights_only=True)
     return trainer

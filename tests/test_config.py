@@ -235,7 +235,7 @@ def test_the_notebooks_experiment() -> None:
         ("results.threshold=nan", "results.threshold=nan should be"),
         ("seed=-1", "seed=-1 should be greater than or equal to 0"),
         ("data.batch_size=1", "data.batch_size=1 should be greater than or equal to 2"),
-        ("trainer.epochs=0", "trainer.epochs=0 should be greater than or equal to 1"),
+        ("trainer.epochs=-1", "trainer.epochs=-1 should be greater than or equal to 0"),
         # values that don't go together
         ("optimizer.momentum=0", "optimizer: nesterov=true needs a momentum above 0"),
         ("split.dev=0.9", "split: dev and test together must stay below 1"),
@@ -268,8 +268,8 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
         ),
         (
             "model.weights=none",
-            "model.batch_statistics=false",
-            "configuration: model.batch_statistics=false keeps statistics that random weights",
+            "trainer.epochs=0",
+            "configuration: trainer.epochs=0 learns nothing: add pretraining=patches pretraining",
         ),
         ("scheduler=cyclic", "scheduler.base_lr=1", "scheduler: base_lr=1 is above max_lr=0.006"),
         ("scheduler=cyclic", "scheduler.unit=epoch", "scheduler.unit=epoch should be"),
@@ -295,8 +295,17 @@ def test_a_wrong_value_of_a_choice_is_told(choice: str, override: str, part: str
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    with told("optimizer.lr=-1", "trainer.epochs=0", "unknown key data.rot"):
-        config_of("optimizer.lr=-1", "trainer.epochs=0", "+data.rot=x")
+    with told("optimizer.lr=-1", "trainer.epochs=-1", "unknown key data.rot"):
+        config_of("optimizer.lr=-1", "trainer.epochs=-1", "+data.rot=x")
+
+
+JUDGED = ("pretraining=patches", "pretraining.run=outputs/single", "trainer.epochs=0")
+
+
+def test_a_network_that_learns_nothing_has_no_range_test() -> None:
+    assert config_of(*JUDGED).trainer.epochs == 0
+    with told("configuration: callbacks=lr_range_test learns, which trainer.epochs=0 doesn't"):
+        config_of(*JUDGED, "callbacks=lr_range_test")
 
 
 @pytest.mark.parametrize(
@@ -407,8 +416,6 @@ FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
 @pytest.mark.parametrize(
     ("overrides", "typed", "idle"),
     [
-        (["experiment=notebook"], "model.batch_statistics", "give model.frozen_batchnorm"),
-        (["experiment=context"], "model.batch_statistics", None),
         ([], "data.margin", "data.margin has no effect on single patches: add data.crop=8"),
         (["data.crop=8"], "data.margin", None),
         (["data.crop=8"], "data.eval_batch_size", "give data.window"),
@@ -417,6 +424,9 @@ FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
         (["model.context.name=smooth"], "model.context.bandwidth", None),
         (["model.context.name=smooth"], "model.context.width", "add model.context.name=grid"),
         (["experiment=context"], "pretraining.epochs", None),
+        ([*JUDGED], "optimizer.lr", "optimizer.lr has no effect, since trainer.epochs=0"),
+        ([*JUDGED], "data.augment.turns", "since trainer.epochs=0 learns nothing"),
+        ([*JUDGED], "model.test_time_augmentation", None),
         (["experiment=context"], "model.weights", None),
         (["experiment=context", "pretraining.run=a"], "pretraining.epochs", "run=a is taken"),
         (["experiment=context", "pretraining.run=a"], "model.weights", "run=a is taken"),

@@ -14,7 +14,6 @@ from idc_lightning.classifier import IDCClassifier, load_classifier
 from idc_lightning.config import AnyOptimizer, AnyScheduler, ModelConfig
 from idc_lightning.data.grid import NO_CELL, NO_LABEL, PATCH
 from idc_lightning.evaluate import evaluate
-from idc_lightning.models.batchnorm import batchnorms
 from idc_lightning.models.context import GridContext
 from idc_lightning.predict import predict
 from idc_lightning.ranks import ALONE
@@ -141,26 +140,38 @@ def test_crops_begin_with_what_single_patches_have_taught(run: Path, tmp_path: P
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IDCClassifier, "on_train_start", keep)
-        trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={first}")
+        own = trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={first}")
     wanted = load_classifier(first).network.state_dict()
     assert len(begun) == 1
     assert all(torch.equal(begun[0][name], value) for name, value in wanted.items())
-    assert not (tmp_path / "run" / "pretraining").exists()
+    assert not (own / "pretraining").exists()
+    begins = load_classifier(own / "checkpoints" / "best.ckpt").model_config.weights
+    assert begins == f"pretraining.run={first}"
 
 
-def test_statistics_of_single_patches_are_kept_in_crops(run: Path, tmp_path: Path) -> None:
-    first = load_classifier(run / "pretraining" / "checkpoints" / "best.ckpt").network
-    given = (*CROPS, "pretraining=patches", f"pretraining.run={run}/pretraining")
-    own = trained(tmp_path, *given, "model.batch_statistics=false", "trainer.epochs=2")
-    last = load_classifier(own / "checkpoints" / "last.ckpt").network
-    for before, after in zip(batchnorms(first), batchnorms(last), strict=True):
-        of_head = before not in set(batchnorms(first.backbone))
-        assert torch.equal(before.running_mean, after.running_mean) == (not of_head)
-        assert torch.equal(before.running_var, after.running_var) == (not of_head)
-        assert not torch.equal(before.weight, after.weight)
-    last.train()
-    assert not any(layer.training for layer in batchnorms(last.backbone))
-    assert all(layer.training for layer in batchnorms(last.head))
+def test_without_an_epoch_the_network_of_a_run_is_judged(run: Path, tmp_path: Path) -> None:
+    given = ("pretraining=patches", f"pretraining.run={run}/pretraining", "trainer.epochs=0")
+    (tmp_path / "as_it_was").mkdir()
+    before = trained(tmp_path / "as_it_was", *given, "callbacks.ema_decay=0.9")
+    after = trained(
+        tmp_path, *given, "model.context.name=smooth", "model.context.bandwidth=2", "report=default"
+    )
+    first = load_classifier(run / "pretraining" / "checkpoints" / "best.ckpt")
+    taught = first.network.state_dict()
+    for own in (before, after):
+        assert not (own / "metrics.csv").exists()
+        judged = load_classifier(own / "checkpoints" / "best.ckpt")
+        network = judged.network.state_dict()
+        assert all(torch.equal(network[name], value) for name, value in taught.items())
+        assert judged.optimizer_config == first.optimizer_config
+        assert judged.model_config.weights == first.model_config.weights
+        assert read_results(own / "results.json")["epochs"] == 0
+    assert read_results(before / "results.json")["bandwidth"] == 0
+    assert read_results(after / "results.json")["bandwidth"] == 2
+    assert not predictions(before, "test")["proba"].equals(predictions(after, "test")["proba"])
+    evaluate(evaluation(after), tmp_path / "again")
+    again = predictions(tmp_path / "again", "test")
+    pd.testing.assert_frame_equal(again, predictions(after, "test"))
 
 
 def test_the_time_of_pretraining_counts(run: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_split_file_that_does_not_fit(
         (["modl=resnet18"], "modl"),
         (["model.head.dropout=high"], "model.head.dropout=high"),
         (["model.head.dropout=1.5"], "model.head.dropout=1.5"),
-        (["trainer.epochs=0"], "trainer.epochs=0"),
+        (["trainer.epochs=-1"], "trainer.epochs=-1"),
         (["trainer.precision=bf16"], "trainer.precision=bf16"),
         (["split=stratifid"], "unknown choice split=stratifid, did you mean stratified?"),
         (["scheduler=cyclic", "scheduler.base_lr=0.1"], "base_lr=0.1 is above max_lr=0.006"),

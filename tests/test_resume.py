@@ -258,6 +258,23 @@ def test_a_run_whose_rates_depend_on_its_length_is_not_prolonged(
     assert "last.ckpt was trained with other values than those of" in ended.err
 
 
+def test_a_run_that_learns_nothing_goes_on_but_is_not_prolonged(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command(*SMALL, "hydra.run.dir=run").code == 0
+    taken = ("pretraining=patches", "pretraining.run=run", "trainer.epochs=0")
+    small = (word for word in SMALL if not word.startswith("data.batch_size"))
+    assert command(*small, *taken, "hydra.run.dir=judged").code == 0
+    before = read_results(tmp_path / "judged" / "results.json")
+    (tmp_path / "judged" / "results.json").unlink()
+    assert command("resume=judged").code == 0
+    after = read_results(tmp_path / "judged" / "results.json")
+    assert all(after[split] == before[split] for split in ("dev", "test"))
+    ended = command("resume=judged", "trainer.epochs=2")
+    assert ended.code == 1
+    assert "trainer.epochs=2: a run of trainer.epochs=0 can't be prolonged" in ended.err
+
+
 def test_another_precision_is_refused(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

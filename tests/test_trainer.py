@@ -203,7 +203,7 @@ def made_for(
     config: CallbacksConfig, folder: Path, progress: str = "none", *, logs: bool = False
 ) -> list[Callback]:
     sweep = config_of().sweep
-    return build_callbacks(config, folder, progress, course="", sweep=sweep, logs=logs)
+    return build_callbacks(config, folder, progress, course="", sweep=sweep, logs=logs, learns=True)
 
 
 @pytest.mark.parametrize(

@@ -52,15 +52,10 @@ def adapt_batchnorm(network: nn.Module, backbone: nn.Module, images: Iterable[Te
     network.train(training)
 
 
-def batchnorms(network: nn.Module) -> Iterator[_BatchNorm]:
-    """The BatchNorm layers of a network."""
-    return (layer for layer in network.modules() if isinstance(layer, _BatchNorm))
-
-
 def running_statistics(network: nn.Module) -> Iterator[Tensor]:
     """Mean and variance that each BatchNorm layer of a network has taken so far."""
-    for layer in batchnorms(network):
-        if layer.track_running_stats:
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             yield layer.get_buffer("running_mean")
             yield layer.get_buffer("running_var")
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from idc_lightning.config import ContextConfig, HeadConfig
 from idc_lightning.data.grid import PATCH, grid_of
 from idc_lightning.models.backbone import build_backbone
-from idc_lightning.models.batchnorm import batchnorms
 from idc_lightning.models.context import GridContext
 from idc_lightning.models.dropout import Dropout
 from idc_lightning.models.raster import raster_of
@@ -80,8 +79,6 @@ class PatchNetwork(nn.Module):
         head: Layers on the features of a cell.
         classes: Number of classes.
         frozen: Whether the backbone learns nothing, neither weights nor statistics.
-        batch_statistics: Whether BatchNorm of a backbone that learns takes statistics from each
-            train batch; else it keeps its own.
         context: How patches take note of each other; a grid lets the backbone see each patch alone.
 
     Attributes:
@@ -99,7 +96,6 @@ class PatchNetwork(nn.Module):
         *,
         classes: int = 2,
         frozen: bool = False,
-        batch_statistics: bool = True,
         context: ContextConfig | None = None,
     ) -> None:
         super().__init__()
@@ -110,20 +106,17 @@ class PatchNetwork(nn.Module):
         if context is not None and context.name == "grid":
             self.context = GridContext(self.width, context.width, context.blocks)
         self.head = Head(self.width, classes, head)
-        self.frozen, self.batch_statistics = frozen, batch_statistics
+        self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
         # Convolutions on the CPU and on tensor cores are quicker with colours last.
         self.backbone.to(memory_format=torch.channels_last)
         self.train()  # Lightning trains a network in the mode that it finds
 
     def train(self, mode: bool = True) -> "PatchNetwork":
-        """Switch between training and evaluation; what keeps its statistics stays in evaluation."""
+        """Switch between training and evaluation; a frozen backbone stays in evaluation."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
-        elif not self.batch_statistics:
-            for layer in batchnorms(self.backbone):
-                layer.eval()
         return self
 
     def features(self, image: Tensor, shown: Tensor | None = None) -> Tensor:
