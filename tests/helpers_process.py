@@ -27,8 +27,6 @@ def run_script(
 ) -> CompletedProcess[str]:
     """Run a file as ``python script words`` would.
 
-    Training in several processes fails in it, since torch's threads don't outlive a fork.
-
     Args:
         script: Path of the file.
         words: Its arguments.

@@ -18,7 +18,7 @@ from helpers_process import run_script, started_process
 from helpers_runs import evaluation
 from torch.utils.data import SequentialSampler
 
-from idc_lightning import ranks
+from idc_lightning import ranks, train
 from idc_lightning.data.batches import BatchShare
 from idc_lightning.evaluate import evaluate
 from idc_lightning.ranks import ALONE, Place, place_of, started
@@ -38,6 +38,7 @@ RUN = (
 NORMED = "model.backbone=shufflenet_v2_x0_5"
 """Has 56 layers of BatchNorm."""
 
+ONE = ("trainer=cpu",)
 TWO = ("trainer=ddp_cpu", "trainer.timeout=60")
 
 TRAIN = (sys.executable, "-m", "idc_lightning.train")
@@ -98,8 +99,8 @@ def changed(folder: Path, code: str) -> dict[str, str]:
     """Let all processes of a training run some code when they start."""
     place = folder / "changed"
     place.mkdir(parents=True)
-    train = "from idc_lightning.train import main\nmain()\n"
-    (place / "alone.py").write_text(code + train)
+    main = "from idc_lightning.train import main\nmain()\n"
+    (place / "train.py").write_text(code + main)
     began = 'import sys\nif "idc_lightning.train" in sys.orig_argv:\n'
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     (place / "sitecustomize.py").write_text(began + lines)
@@ -107,24 +108,9 @@ def changed(folder: Path, code: str) -> dict[str, str]:
 
 
 def run(folder: Path, *words: str, **given: str) -> subprocess.CompletedProcess[str]:
-    """Run idc-train in a process of its own."""
-    return subprocess.run(
-        [*TRAIN, *words],
-        cwd=folder,
-        env=environment(given),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def run_alone(folder: Path, *words: str, **given: str) -> subprocess.CompletedProcess[str]:
-    """Run idc-train in one process, which needn't import torch again, as `changed`."""
-    script = Path(given["PYTHONPATH"], "alone.py")
-    return run_script(
-        script, [*words, "trainer=cpu"], within=folder, environment=environment(given)
-    )
+    """Run idc-train in a process that needn't import torch again; those that it starts must."""
+    script = Path(given["PYTHONPATH"], "train.py") if given else Path(train.__file__)
+    return run_script(script, words, within=folder, environment=environment(given))
 
 
 def free_port() -> int:
@@ -144,7 +130,7 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def single(tmp_path_factory: pytest.TempPathFactory, double: dict[str, str]) -> Path:
     """A run of one process."""
     folder = tmp_path_factory.mktemp("single")
-    ended = run_alone(folder, *RUN, "hydra.run.dir=run", **double)
+    ended = run(folder, *RUN, *ONE, "hydra.run.dir=run", **double)
     assert ended.returncode == 0, ended.stderr
     return folder / "run"
 
@@ -175,8 +161,8 @@ def assert_follows(ours: Path, single: Path) -> None:
 
 
 def test_two_processes_follow_one(tmp_path: Path, double: dict[str, str]) -> None:
-    for name, start, more in (("one", run_alone, ()), ("two", run, TWO)):
-        ended = start(tmp_path, *RUN, NORMED, *more, f"hydra.run.dir={name}", **double)
+    for name, more in (("one", ONE), ("two", TWO)):
+        ended = run(tmp_path, *RUN, NORMED, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
     assert_follows(tmp_path / "two", tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -189,8 +175,8 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
     crops = (*RUN, "data.crop=4", "data.batch_size=64", "trainer.epochs=1")
     first = ("pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=32")
     few = ("split.dev=0.05", "pretraining.max_lr=0.00001")
-    for name, start, more in (("one", run_alone, ()), ("two", run, TWO)):
-        ended = start(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
+    for name, more in (("one", ONE), ("two", TWO)):
+        ended = run(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
     assert read_results(tmp_path / "one" / "results.json")["patients"]["dev"] == 1
     assert_follows(tmp_path / "two", tmp_path / "one")
@@ -222,9 +208,9 @@ def test_the_head_on_features_learns_in_two_processes_and_computes_them_once(
     views = ("data.augment.stain_jitter=0", "data.augment.brightness=0")
     frozen = (*RUN, *views, "model.freeze_backbone=true")
     counted = changed(tmp_path / "counted", COUNTING)
-    for name, start, more in (("one", run_alone, ()), ("two", run, TWO)):
+    for name, more in (("one", ONE), ("two", TWO)):
         own = (f"cache={tmp_path}/cache-{name}", f"hydra.run.dir={name}")
-        ended = start(tmp_path, *frozen, *more, *own, **counted, COUNTED=f"{tmp_path}/{name}.txt")
+        ended = run(tmp_path, *frozen, *more, *own, **counted, COUNTED=f"{tmp_path}/{name}.txt")
         assert (ended.returncode, ended.stderr) == (0, "")
     filled = {name: (tmp_path / f"{name}.txt").read_text() for name in ("one", "two")}
     assert len(filled["one"].splitlines()) == 2  # train with dev, then test
@@ -249,8 +235,8 @@ def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
         "trainer.epochs=1",
     )
     found, used = {}, {}
-    for name, start, more in (("one", run_alone, ()), ("two", run, TWO)):
-        ended = start(tmp_path, *words, *more, f"hydra.run.dir={name}", **double)
+    for name, more in (("one", ONE), ("two", TWO)):
+        ended = run(tmp_path, *words, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.count("learning rate range test: ") == 1
         found[name] = pd.read_csv(tmp_path / name / "learning_rate_search.csv")
