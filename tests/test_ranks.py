@@ -35,8 +35,8 @@ RUN = (
     "model.head.dropout=0",
 )
 
-NORMED = "model.backbone=shufflenet_v2_x0_5"
-"""Has 56 layers of BatchNorm."""
+NORMED = ("model.backbone=shufflenet_v2_x0_5", "trainer.epochs=1")
+"""Has 56 layers of BatchNorm, so that an epoch takes long enough."""
 
 ONE = ("trainer=cpu",)
 TWO = ("trainer=ddp_cpu", "trainer.timeout=60")
@@ -162,7 +162,7 @@ def assert_follows(ours: Path, single: Path) -> None:
 
 def test_two_processes_follow_one(tmp_path: Path, double: dict[str, str]) -> None:
     for name, more in (("one", ONE), ("two", TWO)):
-        ended = run(tmp_path, *RUN, NORMED, *more, f"hydra.run.dir={name}", **double)
+        ended = run(tmp_path, *RUN, *NORMED, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
     assert_follows(tmp_path / "two", tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -186,7 +186,7 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
 def test_without_shared_statistics_all_processes_judge_by_their_mean(tmp_path: Path) -> None:
     """The number of patches isn't divisible by that of processes."""
     own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "data.sample=450")
-    ended = run(tmp_path, *RUN, NORMED, *TWO, *own, "hydra.run.dir=run")
+    ended = run(tmp_path, *RUN, *NORMED, *TWO, *own, "hydra.run.dir=run")
     assert (ended.returncode, ended.stderr) == (0, "")
     patches = read_results(tmp_path / "run" / "results.json")["patches"]
     assert patches["test"] % 3 != 0
