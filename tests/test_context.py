@@ -153,9 +153,7 @@ def test_without_an_epoch_the_network_of_a_run_is_judged(run: Path, tmp_path: Pa
     given = ("pretraining=patches", f"pretraining.run={run}/pretraining", "trainer.epochs=0")
     (tmp_path / "as_it_was").mkdir()
     before = trained(tmp_path / "as_it_was", *given, "callbacks.ema_decay=0.9")
-    after = trained(
-        tmp_path, *given, "model.context.name=smooth", "model.context.bandwidth=2", "report=default"
-    )
+    after = trained(tmp_path, *given, "model.context.name=smooth", "model.context.bandwidth=2")
     first = load_classifier(run / "pretraining" / "checkpoints" / "best.ckpt")
     taught = first.network.state_dict()
     for own in (before, after):
