@@ -90,6 +90,9 @@ def _run(
     err: Path,
 ) -> None:
     os.setsid()  # so that it can be killed with all that it starts
+    # Else what this process starts would be started by a server, too, which imports torch again and
+    # outlives a kill.
+    multiprocessing.set_start_method(None, force=True)
     for place, stream in ((out, sys.stdout), (err, sys.stderr)):
         with place.open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
