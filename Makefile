@@ -23,12 +23,10 @@ BENCH ?= full
 demo: $(INSTALLED)
 	$(VENV)/bin/idc-train
 
-# Tests compute little, so that a thread for each process is quicker than all for one. Some wait for
-# processes that they have started, so that there is a worker more than cores. One worker takes a file,
-# and the longest files come first.
-WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) \
-	--dist loadfile --no-loadscope-reorder
+# Tests compute little, so that a thread for each process is quicker than all for one.
+# One worker takes a file, and the longest files come first.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
+	--no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST)
