@@ -88,12 +88,7 @@ class IDCClassifier(lightning.LightningModule):
         self.optimizer_config: AnyOptimizer = parse(AnyOptimizer, optimizer, "optimizer")
         self.scheduler_config: AnyScheduler = parse(AnyScheduler, scheduler, "scheduler")
         self.save_hyperparameters(
-            {
-                "model": self.model_config.model_dump(mode="json"),
-                "optimizer": self.optimizer_config.model_dump(mode="json"),
-                "scheduler": self.scheduler_config.model_dump(mode="json"),
-                "decision": None if decision is None else dict(decision),
-            }
+            {**self._sections(), "decision": None if decision is None else dict(decision)}
         )
         self.network = PatchNetwork(
             self.model_config.backbone,
@@ -107,6 +102,14 @@ class IDCClassifier(lightning.LightningModule):
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self.gradient_clip: float | None = None
         self.start: Mapping[str, Tensor] | None = None
+
+    def _sections(self) -> dict[str, Any]:
+        """The configuration as plain values, as checkpoints keep it."""
+        return {
+            "model": self.model_config.model_dump(mode="json"),
+            "optimizer": self.optimizer_config.model_dump(mode="json"),
+            "scheduler": self.scheduler_config.model_dump(mode="json"),
+        }
 
     def _fixed_class_weights(self) -> Tensor:
         """The weights of the loss as far as they don't depend on the data."""
@@ -130,11 +133,7 @@ class IDCClassifier(lightning.LightningModule):
             self.scheduler_config = other.scheduler_config
             self.class_weights = other.class_weights
         self.model_config = self.model_config.model_copy(update=changes)
-        self.hparams.update(
-            model=self.model_config.model_dump(mode="json"),
-            optimizer=self.optimizer_config.model_dump(mode="json"),
-            scheduler=self.scheduler_config.model_dump(mode="json"),
-        )
+        self.hparams.update(self._sections())
 
     def set_rates(self, base_lr: float, max_lr: float) -> None:
         """Take the learning rates of a range test; the optimizers must be made after that.
@@ -145,10 +144,7 @@ class IDCClassifier(lightning.LightningModule):
         self.optimizer_config, self.scheduler_config = with_highest_rate(
             self.optimizer_config, self.scheduler_config, max_lr, base_lr
         )
-        self.hparams.update(
-            optimizer=self.optimizer_config.model_dump(mode="json"),
-            scheduler=self.scheduler_config.model_dump(mode="json"),
-        )
+        self.hparams.update(self._sections())
 
     @property
     def decided(self) -> bool:
