@@ -24,6 +24,7 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import PATCH
 from idc_lightning.inference import predict_logits
 from idc_lightning.models.network import Normalize, PatchNetwork
+from idc_lightning.models.small_maps import BLOCK
 from idc_lightning.optim import build_optimizer
 from idc_lightning.runs import Run
 from idc_lightning.trainer import MIXED, build_trainer, resolve_precision
@@ -201,5 +202,5 @@ def predict(run: Run, data: IDCDataModule, splits: Sequence[str]) -> int:
 def flops_per_image(network: PatchNetwork) -> int:
     """Floating-point operations of a forward pass, each multiplication and addition counted."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network.eval()(torch.zeros(1, 3, PATCH, PATCH))
-    return int(counter.get_total_flops())
+        network.eval()(torch.zeros(BLOCK, 3, PATCH, PATCH))
+    return int(counter.get_total_flops()) // BLOCK

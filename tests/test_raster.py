@@ -51,6 +51,7 @@ def test_cells_are_means_over_the_area_that_places_stand_for(
         size = cells * PATCH
         return -(-size // raster.stride) if raster.first == 0 else size // raster.stride
 
+    torch.manual_seed(0)
     maps = torch.rand(2, 3, places(rows), places(columns), dtype=torch.float64)
 
     def nearest(cells: int, number: int) -> torch.Tensor:

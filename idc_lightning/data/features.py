@@ -26,10 +26,11 @@ FOLDER = "features"
 
 FACTS = "features.json"
 
-FORMAT = 2
+FORMAT = 3
 """Number of the files' layout and of what they hold, to be raised with each change of either.
 
-So also when views, normalisation or pooling change, which no key of the features tells.
+So also when views, normalisation, convolutions or pooling change, which no key of the features
+tells.
 """
 
 KINDS = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.float16}

@@ -15,6 +15,7 @@ from idc_lightning.models.backbone import build_backbone
 from idc_lightning.models.context import GridContext
 from idc_lightning.models.dropout import Dropout
 from idc_lightning.models.raster import raster_of
+from idc_lightning.models.small_maps import quicken_small_maps
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -102,6 +103,7 @@ class PatchNetwork(nn.Module):
         self.normalize = Normalize()
         self.backbone, self.width = build_backbone(backbone)
         self.raster = raster_of(self.backbone)
+        quicken_small_maps(self.backbone)
         self.context = None
         if context is not None and context.name == "grid":
             self.context = GridContext(self.width, context.width, context.blocks)
