@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.ours import configured, ready_data, train_by_framework
+from idc_lightning.cli import prepare_process
 from idc_lightning.config import Config
 from idc_lightning.data.index import read_index
 from idc_lightning.data.source import find_source
 from idc_lightning.data.store import open_store
-from idc_lightning.memory import keep_freed_memory
 
 Measured = dict[str, float]
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--began", type=float, help="when steps was started, as of time.time")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    keep_freed_memory()  # as the commands do
+    prepare_process()  # as the commands do
     print(json.dumps(PARTS[options.part](configured(*options.overrides), options)))
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.machine import header
 from benchmarks.measure import RESULTS, Row, print_rows, read_rows, write_rows
 from benchmarks.rows import ROWS, SCALES, Bench, measured
+from idc_lightning.cli import prepare_process
 from idc_lightning.data.demo import make_demo
-from idc_lightning.memory import keep_freed_memory
 
 DEMO = {"full": (32, 26_664), "quick": (12, 2_400)}
 """Patients and patches of the demo tissue that is made where no data is given."""
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, scratch: Path) -> list[Row]:
 def main() -> None:
     """Entry point of the command."""
     options = parsed()
-    keep_freed_memory()  # as the commands do
+    prepare_process()  # as the commands do
     with tempfile.TemporaryDirectory(prefix="idc_benchmark_") as scratch:
         print_rows(run(options, Path(scratch)))
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeGuard
 
 import hydra
+import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -434,6 +435,9 @@ def prepare_process() -> None:
     """Make ready a process that runs a command."""
     quiet()
     keep_freed_memory()
+    # The momentum of a unit that is dead shrinks to numbers that take some processors a hundred
+    # times as long; before threads start, since they compute as the one that starts them.
+    torch.set_flush_denormal(True)
 
 
 def quiet() -> None:
