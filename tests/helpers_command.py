@@ -11,7 +11,7 @@ from idc_lightning.train import main as train
 
 SMALL = (
     "data.patients=12",
-    "data.patches=480",
+    "data.patches=240",
     "data.batch_size=32",
     "trainer=cpu",
     "trainer.epochs=1",

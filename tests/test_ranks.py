@@ -185,7 +185,7 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
 
 def test_without_shared_statistics_all_processes_judge_by_their_mean(tmp_path: Path) -> None:
     """The number of patches isn't divisible by that of processes."""
-    own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "data.sample=450")
+    own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "data.sample=225")
     ended = run(tmp_path, *RUN, *NORMED, *TWO, *own, "hydra.run.dir=run")
     assert (ended.returncode, ended.stderr) == (0, "")
     patches = read_results(tmp_path / "run" / "results.json")["patches"]

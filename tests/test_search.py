@@ -379,6 +379,7 @@ SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweep.dir=outputs/s", *SMALL)
 def test_a_search_runs_jobs_stops_bad_ones_and_goes_on(command: Command) -> None:
     typed = (
         *SEARCH,
+        "data.patches=480",
         "trainer.epochs=3",
         "scheduler.max_lr=choice(0.02,1e-7)",
         "sweep.metric=auroc",

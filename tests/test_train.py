@@ -116,7 +116,7 @@ def test_results_say_all_that_they_should(results: dict[str, Any]) -> None:
         for interval in results[split].values():
             assert set(interval) == {"value", "low", "high"}
     assert results["patients"] == {"train": 8, "dev": 2, "test": 2}
-    assert sum(results["patches"].values()) == 480
+    assert sum(results["patches"].values()) == 240
     assert 0 < results["threshold"] < 1
     assert results["temperature"] > 0
     assert results["lr_range_test"] is None
@@ -240,7 +240,8 @@ def test_checkpoints_hold_the_weights_that_were_judged(
 ) -> None:
     found = []
     # At a small rate, so that no probability is exactly 0 or 1.
-    overrides = (*SMALL, "trainer.epochs=3", "trainer.precision=32-true", "scheduler.max_lr=0.001")
+    small = (*SMALL, "data.patches=480", "trainer.epochs=3", "trainer.precision=32-true")
+    overrides = (*small, "scheduler.max_lr=0.001")
     for name, decay in (("plain", "null"), ("averaged", "0.5")):
         decayed = (f"callbacks.ema_decay={decay}", f"hydra.run.dir={name}")
         small_run(tmp_path, capsys, monkeypatch, *overrides, *decayed)
