@@ -347,8 +347,8 @@ def test_rows_of_steps_predictions_and_whole_runs_are_measured(
     commands = Commands()
     monkeypatch.setattr(rows, "run_child", commands)
     monkeypatch.setattr(rows, "matrix_rate", lambda dtype: 1e11)
-    make_demo(tmp_path / "demo", patients=8, patches=480, seed=0)
-    scale = small_scale(200)
+    make_demo(tmp_path / "demo", patients=8, patches=240, seed=0)
+    scale = small_scale(120)
     bench = Tiny(tmp_path / "demo", tmp_path / "work", scale, full_cache=None, whole=False)
     names = ["training", "predictions", "cold", "warm", "grid", "memory"]
     found = [row for _, of_name, _ in rows.measured(bench, names) for row in of_name]
@@ -361,8 +361,8 @@ def test_rows_of_steps_predictions_and_whole_runs_are_measured(
     assert all(row.ours is not None and row.ours > 0 for row in found)
     assert [row.unit for row in found] == ["images/s"] * 4 + ["s"] * 3 + ["GB"] * 2
     notes = [row.note for row in found]
-    assert "3 epochs of 480 patches" in notes[4]
-    assert "480 patches" in notes[7]
+    assert "3 epochs of 240 patches" in notes[4]
+    assert "240 patches" in notes[7]
     assert "277,524 patches" in notes[8]
 
     cold, warm, grid, small, full = commands.jobs

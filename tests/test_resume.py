@@ -30,7 +30,7 @@ WHOLE_NET = (
     "callbacks.ema_decay=0.9",
     "callbacks=early_stopping",
     "callbacks.early_stopping.patience=1",
-    "trainer.epochs=6",
+    "trainer.epochs=4",
     "data.workers=1",
 )
 
