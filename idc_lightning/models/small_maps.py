@@ -31,11 +31,12 @@ class SmallMapConv2d(nn.Conv2d):
         """Convolve float [B, C, H, W]."""
         if input.device.type != "cpu" or self._places(input) > MOST_PLACES:
             return super().forward(input)
-        (high, wide), (down, across) = self.kernel_size, self.stride
         above, beside = self._padded
-        rows = pad(input.permute(0, 2, 3, 1), (0, 0, beside, beside, above, above))
-        rows = rows.unfold(1, high, down).unfold(2, wide, across).permute(0, 1, 2, 4, 5, 3)
-        rows = rows.flatten(3)
+        padded = pad(input.permute(0, 2, 3, 1), (0, 0, beside, beside, above, above))
+        # Unlike slices and `unfold` this has a backward pass as quick as the product's.
+        near = self._neighbours(padded.shape[1], padded.shape[2])
+        rows = padded.flatten(1, 2).index_select(1, near.flatten())
+        rows = rows.reshape(len(rows), *near.shape[:2], near.shape[2] * padded.shape[3])
         weight = self.weight.to(rows.dtype).permute(0, 2, 3, 1).flatten(1)
         if torch.is_grad_enabled():
             maps = linear(rows, weight, self.bias)
@@ -44,6 +45,18 @@ class SmallMapConv2d(nn.Conv2d):
             blocks = [linear(block, weight, self.bias) for block in torch.split(whole, BLOCK)]
             maps = torch.cat(blocks)[: len(rows)]
         return maps.permute(0, 3, 1, 2)
+
+    def _neighbours(self, height: int, width: int) -> Tensor:
+        """Which places of a padded image, counted row by row, each place of the map sees.
+
+        Returns:
+            Int64 [map's height, map's width, kernel's places].
+        """
+        (high, wide), (down, across) = self.kernel_size, self.stride
+        rows = torch.arange(0, height - high + 1, down) * width
+        columns = torch.arange(0, width - wide + 1, across)
+        kernel = torch.arange(high)[:, None] * width + torch.arange(wide)
+        return rows[:, None, None] + columns[:, None] + kernel.flatten()
 
     def _places(self, image: Tensor) -> int:
         """How many places the map has."""
