@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from idc_lightning.classifier import IDCClassifier, balanced_weights
-from idc_lightning.cli import quiet
 from idc_lightning.conf_folder import conf_folder
 from idc_lightning.config import Config, HardwareConfig, read_config
 from idc_lightning.data.augment import augment
@@ -137,7 +136,6 @@ def train_by_framework(
         folder: Where its logs are written.
         batches: So many, beside those that warm up.
     """
-    quiet()
     trainer = build_trainer(config, folder, interactive=False)
     trainer.limit_train_batches, trainer.limit_val_batches = WARM_UP + batches, 0
     stopwatch = Stopwatch()
@@ -201,6 +199,7 @@ def predict(run: Run, data: IDCDataModule, splits: Sequence[str]) -> int:
 
 def flops_per_image(network: PatchNetwork) -> int:
     """Floating-point operations of a forward pass, each multiplication and addition counted."""
+    # Small maps are computed for so many images at least.
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.eval()(torch.zeros(BLOCK, 3, PATCH, PATCH))
     return int(counter.get_total_flops()) // BLOCK

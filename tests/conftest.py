@@ -43,7 +43,7 @@ def configuration_files_are_parsed_once() -> Iterator[None]:
     loaded: dict[tuple[str, int, int], ConfigResult] = {}
 
     def load_once(source: FileConfigSource, name: str) -> "ConfigResult":
-        path = Path(source.path, name).with_suffix(".yaml")
+        path = Path(source.path, source._normalize_file_name(name))
         if not path.is_file():
             return load(source, name)  # which tells so
         key = (str(path), path.stat().st_mtime_ns, path.stat().st_size)

@@ -320,13 +320,14 @@ def test_a_loss_that_is_not_finite_ends_the_search(tiny: tuple[str, ...], tmp_pa
 @pytest.mark.parametrize("last", [0.9, 1e30, math.inf, math.nan])
 @pytest.mark.parametrize("ramp", ["linear", "exponential"])
 def test_any_curve_can_be_drawn(tmp_path: Path, ramp: Any, last: float) -> None:
-    for number, bounds in ((1, None), (40, (1e-6, 0.1))):
+    for number in (1, 40):
         loss = [*np.linspace(0.8, 0.4, number), last]
         columns = {"step": range(number + 1), "lr": np.linspace(1e-6, 0.1, number + 1)}
         curve = pd.DataFrame({**columns, "loss": loss, "smoothed": loss})
-        picture = draw_range_test(tmp_path / "a.png", curve, ramp=ramp, bounds=bounds)
-        assert picture.path.is_file()
-        assert ("No bounds" in picture.caption) == (bounds is None)
+        for bounds in (None, (1e-6, 0.1)):
+            picture = draw_range_test(tmp_path / "a.png", curve, ramp=ramp, bounds=bounds)
+            assert picture.path.is_file()
+            assert ("No bounds" in picture.caption) == (bounds is None)
 
 
 # Resuming
