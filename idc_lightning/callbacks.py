@@ -166,7 +166,8 @@ class EpochLines(ProgressBar):
         shown = [f"{label} {values[name]:.3f}" for name, label in SHOWN.items() if name in values]
         seconds = time.perf_counter() - began
         epoch = f"epoch {trainer.current_epoch}/{trainer.max_epochs}"
-        print(f"{epoch}  {'  '.join(shown)}  {seconds:.0f} s", flush=True)
+        if trainer.is_global_zero:  # torchrun shows what each process prints
+            print(f"{epoch}  {'  '.join(shown)}  {seconds:.0f} s", flush=True)
 
 
 class OfTraining(Callback):

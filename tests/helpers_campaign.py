@@ -9,11 +9,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
-from helpers_process import run_script
-
-import idc_lightning
-
-PACKAGE = Path(idc_lightning.__file__).parent
+from helpers_process import PACKAGE, run_script
 
 SHOWN = ("seconds", "images_per_second", "notes", "checkpoint", "files", "seal")
 """What differs between two runs of the same, in results.json."""

@@ -8,11 +8,83 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
+from subprocess import CompletedProcess
+
+import idc_lightning
+
+PACKAGE = Path(idc_lightning.__file__).parent
+TRAIN = PACKAGE / "train.py"
+"""The file that idc-train is."""
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["idc_lightning.train", "torch.utils.tensorboard"])
+
+
+@dataclass
+class Forked:
+    """A process that was started, much like a `subprocess.Popen`."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is that of its process group, too."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether it hasn't ended yet."""
+        return self.process.exitcode is None
+
+    def kill(self, *, alone: bool = False) -> None:
+        """Kill it, and unless ``alone`` what it has started."""
+        if self.runs:
+            with suppress(ProcessLookupError):
+                (os.kill if alone else os.killpg)(self.pid, signal.SIGKILL)
+        self.process.join()
+
+    def ended(self, timeout: float = 240) -> CompletedProcess[str]:
+        """Wait until it ends.
+
+        Raises:
+            TimeoutError: It runs after so many seconds.
+        """
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise TimeoutError(f"a process took more than {timeout} s: {self.err.read_text()}")
+        code = self.process.exitcode
+        return CompletedProcess([], code, self.out.read_text(), self.err.read_text())
+
+
+@contextmanager
+def forked(
+    script: Path, words: Sequence[str], *, within: Path, environment: Mapping[str, str]
+) -> Iterator[Forked]:
+    """Run a file as ``python script words`` would, until the block ends at the latest.
+
+    Args:
+        script: Path of the file.
+        words: Its arguments.
+        within: Folder in which it starts.
+        environment: Its whole environment.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        process = FORKS.Process(
+            target=_run, args=(script, [*words], within, dict(environment), out, err)
+        )
+        process.start()
+        started = Forked(process, out, err)
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 def run_script(
@@ -21,64 +93,21 @@ def run_script(
     *,
     within: Path,
     environment: Mapping[str, str],
-    timeout: float = 240,
     killed_after: float | None = None,
     alone: bool = False,
 ) -> CompletedProcess[str]:
-    """Run a file as ``python script words`` would.
+    """Run a file to its end.
 
     Args:
-        script: Path of the file.
-        words: Its arguments.
-        within: Folder in which it starts.
-        environment: Its whole environment.
-        timeout: Seconds after which it is killed, which fails the test.
+        script, words, within, environment: As of `forked`.
         killed_after: Seconds after which it is killed, which is what is tested.
         alone: Whether the processes that it has started are left alive then.
     """
-    with tempfile.TemporaryDirectory() as place:
-        out, err = Path(place, "out"), Path(place, "err")
-        process = FORKS.Process(
-            target=_run, args=(script, [*words], within, dict(environment), out, err)
-        )
-        process.start()
-        assert process.pid is not None
-        process.join(timeout if killed_after is None else killed_after)
-        if process.exitcode is None:
-            with suppress(ProcessLookupError):
-                (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
-            process.join()
-            if killed_after is None:
-                raise TimeoutError(f"{script} {' '.join(words)} took more than {timeout} s")
-        return CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
-
-
-@contextmanager
-def started_process(
-    words: Sequence[str], *, within: Path, environment: Mapping[str, str]
-) -> Iterator[Popen[str]]:
-    """A process whose errors are kept, and which doesn't outlive a test that fails meanwhile.
-
-    Args:
-        words: Of its command line.
-        within: Folder in which it starts.
-        environment: Its whole environment.
-    """
-    with Popen(
-        words,
-        cwd=within,
-        env=environment,
-        stdout=DEVNULL,
-        stderr=PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
+    with forked(script, words, within=within, environment=environment) as started:
+        if killed_after is not None:
+            started.process.join(killed_after)
+            started.kill(alone=alone)
+        return started.ended()
 
 
 def _run(

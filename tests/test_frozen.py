@@ -1,8 +1,7 @@
 import json
+import os
 import re
-import subprocess
-import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from helpers_command import SMALL as RUN_OF_SECONDS
 from helpers_model import TINY, config_of, told, write_tissue
+from helpers_process import TRAIN, forked
 from torch import Tensor, nn
 
 from idc_lightning import classifier, frozen
@@ -196,15 +196,21 @@ def test_two_runs_on_a_cold_cache_decode_and_compute_once(tmp_path: Path) -> Non
     )
     make_demo(tmp_path / "tissue", patients=12, patches=480, seed=0)
     data = ("data=idc", "data.root=tissue")
-    start = [sys.executable, "-m", "idc_lightning.train", *data, *typed]
-    runs = [
-        subprocess.Popen(
-            [*start, f"hydra.run.dir={name}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-        )
-        for name in "ab"
-    ]
-    said = "".join(run.communicate(timeout=120)[0] for run in runs)
-    assert [run.returncode for run in runs] == [0, 0]
+    with ExitStack() as runs:
+        started = [
+            runs.enter_context(
+                forked(
+                    TRAIN,
+                    (*data, *typed, f"hydra.run.dir={name}"),
+                    within=tmp_path,
+                    environment=os.environ,
+                )
+            )
+            for name in "ab"
+        ]
+        ended = [run.ended() for run in started]
+    assert [run.returncode for run in ended] == [0, 0], ended
+    said = "".join(run.stdout for run in ended)
     assert said.count("packing 480 patches once") == 1
     # Train in its eight views and dev, then test: each by one of them.
     counts = [int(n.replace(",", "")) for n in re.findall(r"once: ([\d,]+) views", said)]

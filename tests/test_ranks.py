@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,11 @@ import pytest
 import torch
 from helpers_command import SMALL, Command
 from helpers_model import config_of, told
-from helpers_process import run_script, started_process
+from helpers_process import TRAIN, Forked, forked
 from helpers_runs import evaluation
 from torch.utils.data import SequentialSampler
 
-from idc_lightning import ranks, train
+from idc_lightning import ranks
 from idc_lightning.data.batches import BatchShare
 from idc_lightning.evaluate import evaluate
 from idc_lightning.ranks import ALONE, Place, place_of, started
@@ -40,9 +41,6 @@ NORMED = ("model.backbone=shufflenet_v2_x0_5", "trainer.epochs=1")
 
 ONE = ("trainer=cpu",)
 TWO = ("trainer=ddp_cpu", "trainer.timeout=60")
-
-TRAIN = (sys.executable, "-m", "idc_lightning.train")
-
 
 DOUBLE = """
 import idc_lightning.classifier as classifier
@@ -107,10 +105,47 @@ def changed(folder: Path, code: str) -> dict[str, str]:
     return {"PYTHONPATH": str(place)}
 
 
+def leading(folder: Path, *words: str, **given: str) -> AbstractContextManager[Forked]:
+    """Start idc-train in a process that needn't import torch again; those that it starts must."""
+    script = Path(given["PYTHONPATH"], "train.py") if "PYTHONPATH" in given else TRAIN
+    return forked(script, words, within=folder, environment=environment(given))
+
+
 def run(folder: Path, *words: str, **given: str) -> subprocess.CompletedProcess[str]:
-    """Run idc-train in a process that needn't import torch again; those that it starts must."""
-    script = Path(given["PYTHONPATH"], "train.py") if given else Path(train.__file__)
-    return run_script(script, words, within=folder, environment=environment(given))
+    """Run it to its end."""
+    with leading(folder, *words, **given) as started:
+        return started.ended()
+
+
+def run_tasks(
+    folder: Path, *words: str, places: Iterable[Mapping[str, str]], **given: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run it in processes that something else has started, which gave each its place."""
+    with ExitStack() as tasks:
+        started = [
+            tasks.enter_context(leading(folder, *words, **given, **place)) for place in places
+        ]
+        return [task.ended() for task in started]
+
+
+def run_together(
+    folder: Path, *words: str, world: int = 2, **given: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it in processes as torchrun starts them, none of which must import torch again.
+
+    Returns:
+        How the first one ended.
+    """
+    shared = {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    places = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    first, *others = run_tasks(folder, *words, places=places, **given)
+    assert [other.returncode for other in others] == [0] * len(others), others
+    return first
 
 
 def free_port() -> int:
@@ -175,8 +210,8 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
     crops = (*RUN, "data.crop=4", "data.batch_size=64", "trainer.epochs=1")
     first = ("pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=32")
     few = ("split.dev=0.05", "pretraining.max_lr=0.00001")
-    for name, more in (("one", ONE), ("two", TWO)):
-        ended = run(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
+    for name, start, more in (("one", run, ONE), ("two", run_together, TWO)):
+        ended = start(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
     assert read_results(tmp_path / "one" / "results.json")["patients"]["dev"] == 1
     assert_follows(tmp_path / "two", tmp_path / "one")
@@ -186,7 +221,7 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
 def test_without_shared_statistics_all_processes_judge_by_their_mean(tmp_path: Path) -> None:
     """The number of patches isn't divisible by that of processes."""
     own = ("trainer.devices=3", "trainer.sync_batchnorm=false", "data.sample=225")
-    ended = run(tmp_path, *RUN, *NORMED, *TWO, *own, "hydra.run.dir=run")
+    ended = run_together(tmp_path, *RUN, *NORMED, *TWO, *own, "hydra.run.dir=run", world=3)
     assert (ended.returncode, ended.stderr) == (0, "")
     patches = read_results(tmp_path / "run" / "results.json")["patches"]
     assert patches["test"] % 3 != 0
@@ -208,9 +243,9 @@ def test_the_head_on_features_learns_in_two_processes_and_computes_them_once(
     views = ("data.augment.stain_jitter=0", "data.augment.brightness=0")
     frozen = (*RUN, *views, "model.freeze_backbone=true")
     counted = changed(tmp_path / "counted", COUNTING)
-    for name, more in (("one", ONE), ("two", TWO)):
+    for name, start, more in (("one", run, ONE), ("two", run_together, TWO)):
         own = (f"cache={tmp_path}/cache-{name}", f"hydra.run.dir={name}")
-        ended = run(tmp_path, *frozen, *more, *own, **counted, COUNTED=f"{tmp_path}/{name}.txt")
+        ended = start(tmp_path, *frozen, *more, *own, **counted, COUNTED=f"{tmp_path}/{name}.txt")
         assert (ended.returncode, ended.stderr) == (0, "")
     filled = {name: (tmp_path / f"{name}.txt").read_text() for name in ("one", "two")}
     assert len(filled["one"].splitlines()) == 2  # train with dev, then test
@@ -235,8 +270,8 @@ def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
         "trainer.epochs=1",
     )
     found, used = {}, {}
-    for name, more in (("one", ONE), ("two", TWO)):
-        ended = run(tmp_path, *words, *more, f"hydra.run.dir={name}", **double)
+    for name, start, more in (("one", run, ONE), ("two", run_together, TWO)):
+        ended = start(tmp_path, *words, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.count("learning rate range test: ") == 1
         found[name] = pd.read_csv(tmp_path / name / "learning_rate_search.csv")
@@ -283,16 +318,15 @@ def test_a_process_that_is_killed_or_keeps_silent_ends_the_run(
     tmp_path: Path, by: signal.Signals
 ) -> None:
     often = ("callbacks.checkpoint.last_every=0", "trainer.epochs=500", "hydra.run.dir=run")
-    command = [*TRAIN, *RUN, "trainer=ddp_cpu", "trainer.timeout=10", *often]
-    with started_process(command, within=tmp_path, environment=environment({})) as leader:
+    with leading(tmp_path, *RUN, "trainer=ddp_cpu", "trainer.timeout=10", *often) as leader:
         while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
-            assert leader.poll() is None
+            assert leader.runs
             time.sleep(0.05)
         (follower,) = children_of(leader.pid)
         os.kill(follower, by)
-        _, told_of = leader.communicate(timeout=60)
-    assert leader.returncode == 1
-    assert told_of.startswith("error: another process of the training failed: ")
+        ended = leader.ended(timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: another process of the training failed: ")
     assert not Path("/proc", str(follower)).exists()
     assert (tmp_path / "run.failed" / "checkpoints" / "last.ckpt").is_file()
 
@@ -302,19 +336,18 @@ def test_no_process_is_left_if_the_first_is_stopped_and_the_run_goes_on(
     tmp_path: Path, by: signal.Signals, single: Path, double: dict[str, str]
 ) -> None:
     often = ("callbacks.checkpoint.last_every=0", "hydra.run.dir=run")
-    command = [*TRAIN, *RUN, *TWO, *often]
-    with started_process(command, within=tmp_path, environment=environment(double)) as leader:
+    with leading(tmp_path, *RUN, *TWO, *often, **double) as leader:
         last = tmp_path / "run" / "checkpoints" / "last.ckpt"
         while not last.is_file():
-            assert leader.poll() is None
+            assert leader.runs
             time.sleep(0.05)
         followers = children_of(leader.pid)
         assert followers
-        leader.send_signal(by)
-        _, told_of = leader.communicate(timeout=20)
+        os.kill(leader.pid, by)
+        ended = leader.ended(timeout=20)
     if by == signal.SIGTERM:
-        assert leader.returncode == 143
-        assert told_of.endswith(f"error: interrupted: to go on, resume={tmp_path}/run\n")
+        assert ended.returncode == 143
+        assert ended.stderr.endswith(f"error: interrupted: to go on, resume={tmp_path}/run\n")
     until = time.monotonic() + 20
     while any(Path("/proc", str(pid)).exists() for pid in followers):
         assert time.monotonic() < until, "a process is left"
@@ -345,8 +378,9 @@ def test_two_machines_of_torchrun_train_together(
         )
     printed = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed
-    assert "run folder: " in printed[0]
-    assert "run folder: " not in printed[1]
+    for told_once in ("epoch 1/2", "run folder: "):
+        assert told_once in printed[0]
+        assert told_once not in printed[1]
     assert_follows(tmp_path / "run", single)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -362,19 +396,9 @@ def test_tasks_of_slurm_run_a_grid_together(tmp_path: Path) -> None:
         "SLURM_JOB_ID": "7",
         "MASTER_PORT": str(free_port()),
     }
-    tasks = [
-        subprocess.Popen(
-            [*TRAIN, *words],
-            cwd=tmp_path,
-            env=environment({**slurm, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for task in range(2)
-    ]
-    printed = [task.communicate(timeout=240)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], printed
+    places = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(2)]
+    tasks = run_tasks(tmp_path, *words, places=places, **slurm)
+    assert [task.returncode for task in tasks] == [0, 0], tasks
     folders = sorted(path.name for path in (tmp_path / "grid").iterdir() if path.is_dir())
     assert folders == ["0", "1", "leaderboard"]
     assert [path.name for path in tmp_path.iterdir()] == ["grid"]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from helpers_command import SMALL, Command
-from helpers_process import started_process
+from helpers_process import TRAIN, forked
 from hydra.errors import HydraException
 
 from idc_lightning.conf_folder import describe
@@ -175,17 +175,16 @@ def test_a_sweep_that_is_stopped_leaves_no_job_running(
     jobs = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "trainer.epochs=500")
     typed = ("-m", *SMALL, *jobs, "hydra.sweep.dir=grid", "scheduler=none")
     often = ("callbacks.checkpoint.last_every=0",)
-    command = [sys.executable, "-m", "idc_lightning.train", *typed, *often]
-    with started_process(command, within=tmp_path, environment=os.environ) as sweep:
+    with forked(TRAIN, (*typed, *often), within=tmp_path, environment=os.environ) as sweep:
         until = time.monotonic() + 120
         while len(list(tmp_path.glob("grid/*/checkpoints/last.ckpt"))) < 2:
-            assert sweep.poll() is None
+            assert sweep.runs
             assert time.monotonic() < until
             time.sleep(0.1)
         os.kill(sweep.pid if whom == "sweep" else holder_of(tmp_path / "grid" / "1"), by)
-        _, told = sweep.communicate(timeout=30)
-    assert sweep.returncode == code
-    assert told.splitlines()[-1] == said
+        ended = sweep.ended(timeout=30)
+    assert ended.returncode == code
+    assert ended.stderr.splitlines()[-1] == said
     for job in (tmp_path / "grid" / "0", tmp_path / "grid" / "1"):
         FileLock(job / ".hydra" / ".lock").acquire(timeout=20).lock.release()  # nobody holds it
 
@@ -300,6 +299,7 @@ def test_a_sweep_that_runs_is_not_resumed(command: Command, tmp_path: Path) -> N
 def test_jobs_at_the_same_time_fail_alone(tmp_path: Path) -> None:
     start = [sys.executable, "-m", "idc_lightning.train", "-m", *SMALL, "hydra/launcher=joblib"]
     start += ["hydra.sweep.dir=grid", "model.head.dropout=0.1,1.5,0.3"]
+    # Not forked: joblib ends its processes only with the interpreter.
     ended = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "1 jobs failed (1)" in ended.stderr

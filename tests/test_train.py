@@ -1,9 +1,8 @@
 """A whole run, from the command line to the run folder."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from helpers_command import SMALL, Command, Ended
 from helpers_model import config_of
+from helpers_process import TRAIN, run_script
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -54,10 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small run of two epochs, as another process leaves it."""
     here = tmp_path_factory.mktemp("run")
     small = [value for value in SMALL if value != "report=none"]
-    command = [sys.executable, "-m", "idc_lightning.train", *small, "trainer.epochs=2"]
-    ended = subprocess.run(
-        [*command, "hydra.run.dir=run"], cwd=here, capture_output=True, text=True, timeout=300
-    )
+    typed = (*small, "trainer.epochs=2", "hydra.run.dir=run")
+    ended = run_script(TRAIN, typed, within=here, environment=os.environ)
     assert ended.returncode == 0, ended.stderr
     assert "AUROC" in ended.stdout
     assert f"run folder: {here}/run" in ended.stdout

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_campaign import PACKAGE, Campaign, result
+from helpers_campaign import Campaign, result
 from helpers_command import SMALL
+from helpers_process import TRAIN
 
 pytestmark = [
     pytest.mark.campaign,
@@ -38,7 +39,7 @@ def look(process: int) -> tuple[int, int, int] | None:
 def test_nothing_grows_in_200_epochs(tmp_path: Path, campaign: Campaign) -> None:
     words = [word for word in SMALL if not word.startswith("trainer.epochs")]
     words += [f"trainer.epochs={EPOCHS}", "callbacks.checkpoint.last_every=0", "cache=cache"]
-    command = [sys.executable, PACKAGE / "train.py", *words, "hydra.run.dir=run"]
+    command = [sys.executable, TRAIN, *words, "hydra.run.dir=run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
