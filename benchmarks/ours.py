@@ -1,8 +1,8 @@
 """What is timed of this project: its data path, its train step, its predictions."""
 
 import time
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +90,27 @@ class Stopwatch(Checkpoint):
     It is a checkpoint to Lightning, whose hooks come after those of the module, so that the
     metrics of the epoch are within the time.
 
+    Args:
+        other: Another loop, of which a step is taken after each one: what else the machine does
+            meets both alike. Its time is not that of the epoch.
+
     Attributes:
         images: Images that were learned from.
         seconds: What that took.
+        steps: Seconds of each step.
+        others: Seconds of each step of the other loop.
         first_step: When the first step had ended, as of `time.time`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, other: Iterator[None] | None) -> None:
+        self.other = other
         self.images = 0
         self.seconds = 0.0
+        self.steps: list[float] = []
+        self.others: list[float] = []
         self.first_step = 0.0
         self._began = 0.0
+        self._since = 0.0
 
     def on_train_batch_end(
         self,
@@ -111,20 +121,32 @@ class Stopwatch(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Count a batch; start the clock after those that warm up."""
+        ended = time.perf_counter()
         if batch_idx == 0:
             self.first_step = time.time()
         if batch_idx >= WARM_UP:
             self.images += len(batch["cell"])
+            self.steps.append(ended - self._since)
+        self._since = ended
+        if self.other is not None:
+            next(self.other)
+            self._since = time.perf_counter()
+            if batch_idx >= WARM_UP:
+                self.others.append(self._since - ended)
         if batch_idx == WARM_UP - 1:
-            self._began = time.perf_counter()
+            self._began = self._since
 
     def on_train_epoch_end(self, *_: object) -> None:
         """Stop the clock."""
-        self.seconds = time.perf_counter() - self._began
+        self.seconds = time.perf_counter() - self._began - sum(self.others)
 
 
 def train_by_framework(
-    config: Config, data: IDCDataModule, folder: Path, batches: int
+    config: Config,
+    data: IDCDataModule,
+    folder: Path,
+    batches: int,
+    other: Iterator[None] | None = None,
 ) -> Stopwatch:
     """Train for some batches as ``idc-train`` does, with its callbacks and loggers.
 
@@ -135,10 +157,11 @@ def train_by_framework(
         data: Its data.
         folder: Where its logs are written.
         batches: So many, beside those that warm up.
+        other: As of `Stopwatch`.
     """
     trainer = build_trainer(config, folder, interactive=False)
     trainer.limit_train_batches, trainer.limit_val_batches = WARM_UP + batches, 0
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(other)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     trainer.callbacks = [*others, stopwatch]  # type: ignore[attr-defined]
@@ -151,25 +174,25 @@ def train_by_framework(
     return stopwatch
 
 
-def train_bare(config: Config, data: IDCDataModule, batches: int) -> float:
-    """Images/s of the same net, precision, optimizer and batches in a loop of a few lines."""
+def bare_steps(config: Config, data: IDCDataModule) -> Iterator[None]:
+    """Train the same net in a loop of a few lines, with the same precision, optimizer and batches.
+
+    Yields:
+        After each step.
+    """
     network = PatchNetwork(config.model.backbone, config.model.head)
     optimizer = build_optimizer(network.parameters(), config.optimizer)
     weights = balanced_weights(data.class_counts())
     dtype = MIXED.get(resolve_precision(config.trainer, "cpu"))
-    began, images = 0.0, 0
-    for number, batch in enumerate(islice(data.train_dataloader(), WARM_UP + batches)):
-        image, label = augmented(data, batch, 0)
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss = cross_entropy(network(image).flatten(0, -2), label, weight=weights)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if number >= WARM_UP:
-            images += len(image)
-        if number == WARM_UP - 1:
-            began = time.perf_counter()
-    return images / (time.perf_counter() - began)
+    for epoch in count():
+        for batch in data.train_dataloader():
+            image, label = augmented(data, batch, epoch)
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                loss = cross_entropy(network(image).flatten(0, -2), label, weight=weights)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            yield
 
 
 def untrained_run(config: Config, data: IDCDataModule) -> Run:

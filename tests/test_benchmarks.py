@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,11 @@ from benchmarks import (
 )
 from benchmarks.notebook_loop import NotebookLoop, decode_one_by_one
 from benchmarks.ours import (
+    WARM_UP,
+    bare_steps,
     configured,
     flops_per_image,
     ready_data,
-    train_bare,
     train_by_framework,
 )
 from idc_lightning.classifier import IDCClassifier
@@ -390,14 +392,26 @@ def test_steps_are_timed_with_and_without_the_framework(tmp_path: Path) -> None:
         "trainer.epochs=1",
     )
     data = ready_data(config)
-    watch = train_by_framework(config, data, tmp_path / "logs", 3)
+    taken: list[int] = []
+
+    def slow_steps() -> Iterator[None]:
+        for step, _ in enumerate(bare_steps(config, data)):
+            taken.append(step)
+            time.sleep(0.2)
+            yield
+
+    watch = train_by_framework(config, data, tmp_path / "logs", 3, slow_steps())
+    assert len(taken) == WARM_UP + 3
     assert watch.images == 3 * 8
-    assert 0 < watch.seconds < 60
+    assert len(watch.steps) == len(watch.others) == 3
+    assert min(watch.others) > 0.2
+    assert min(watch.steps) > 0
+    # The steps of the other loop, of which its end is shorter, aren't of the epoch.
+    assert sum(watch.steps) < watch.seconds < sum(watch.steps) + sum(watch.others)
     assert time.time() - 60 < watch.first_step < time.time()
     assert (tmp_path / "logs" / "metrics.csv").is_file()
     assert not list(tmp_path.rglob("*.ckpt"))
     assert not torch.are_deterministic_algorithms_enabled()
-    assert train_bare(config, data, 3) > 0
 
 
 def test_memory_of_the_full_data_is_not_measured_without_its_cache(tmp_path: Path) -> None:
