@@ -6,8 +6,8 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -108,6 +108,15 @@ def run_script(
             started.process.join(killed_after)
             started.kill(alone=alone)
         return started.ended()
+
+
+def side_by_side(
+    starts: Iterable[AbstractContextManager[Forked]],
+) -> list[CompletedProcess[str]]:
+    """Start several processes, each as of `forked`, and wait until all have ended."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(start) for start in starts]
+        return [each.ended() for each in started]
 
 
 def _run(

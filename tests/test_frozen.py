@@ -1,7 +1,7 @@
 import json
 import os
 import re
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers_command import SMALL as RUN_OF_SECONDS
 from helpers_model import TINY, config_of, told, write_tissue
-from helpers_process import TRAIN, forked
+from helpers_process import TRAIN, forked, side_by_side
 from torch import Tensor, nn
 
 from idc_lightning import classifier, frozen
@@ -196,19 +196,10 @@ def test_two_runs_on_a_cold_cache_decode_and_compute_once(tmp_path: Path) -> Non
     )
     make_demo(tmp_path / "tissue", patients=12, patches=480, seed=0)
     data = ("data=idc", "data.root=tissue")
-    with ExitStack() as runs:
-        started = [
-            runs.enter_context(
-                forked(
-                    TRAIN,
-                    (*data, *typed, f"hydra.run.dir={name}"),
-                    within=tmp_path,
-                    environment=os.environ,
-                )
-            )
-            for name in "ab"
-        ]
-        ended = [run.ended() for run in started]
+    words = [(*data, *typed, f"hydra.run.dir={name}") for name in "ab"]
+    ended = side_by_side(
+        forked(TRAIN, each, within=tmp_path, environment=os.environ) for each in words
+    )
     assert [run.returncode for run in ended] == [0, 0], ended
     said = "".join(run.stdout for run in ended)
     assert said.count("packing 480 patches once") == 1

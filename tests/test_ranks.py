@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers_command import SMALL, Command
 from helpers_model import config_of, told
-from helpers_process import TRAIN, Forked, forked
+from helpers_process import TRAIN, Forked, forked, side_by_side
 from helpers_runs import evaluation
 from torch.utils.data import SequentialSampler
 
@@ -117,17 +117,6 @@ def run(folder: Path, *words: str, **given: str) -> subprocess.CompletedProcess[
         return started.ended()
 
 
-def run_tasks(
-    folder: Path, *words: str, places: Iterable[Mapping[str, str]], **given: str
-) -> list[subprocess.CompletedProcess[str]]:
-    """Run it in processes that something else has started, which gave each its place."""
-    with ExitStack() as tasks:
-        started = [
-            tasks.enter_context(leading(folder, *words, **given, **place)) for place in places
-        ]
-        return [task.ended() for task in started]
-
-
 def run_together(
     folder: Path, *words: str, world: int = 2, **given: str
 ) -> subprocess.CompletedProcess[str]:
@@ -142,8 +131,10 @@ def run_together(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    places = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    first, *others = run_tasks(folder, *words, places=places, **given)
+    first, *others = side_by_side(
+        leading(folder, *words, **given, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(world)
+    )
     assert [other.returncode for other in others] == [0] * len(others), others
     return first
 
@@ -153,6 +144,10 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+ONE_AND_TWO = (("one", run, ONE), ("two", run_together, TWO))
+"""Names of two runs, and how each is started, with what overrides."""
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +205,7 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
     crops = (*RUN, "data.crop=4", "data.batch_size=64", "trainer.epochs=1")
     first = ("pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=32")
     few = ("split.dev=0.05", "pretraining.max_lr=0.00001")
-    for name, start, more in (("one", run, ONE), ("two", run_together, TWO)):
+    for name, start, more in ONE_AND_TWO:
         ended = start(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
     assert read_results(tmp_path / "one" / "results.json")["patients"]["dev"] == 1
@@ -243,7 +238,7 @@ def test_the_head_on_features_learns_in_two_processes_and_computes_them_once(
     views = ("data.augment.stain_jitter=0", "data.augment.brightness=0")
     frozen = (*RUN, *views, "model.freeze_backbone=true")
     counted = changed(tmp_path / "counted", COUNTING)
-    for name, start, more in (("one", run, ONE), ("two", run_together, TWO)):
+    for name, start, more in ONE_AND_TWO:
         own = (f"cache={tmp_path}/cache-{name}", f"hydra.run.dir={name}")
         ended = start(tmp_path, *frozen, *more, *own, **counted, COUNTED=f"{tmp_path}/{name}.txt")
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -270,7 +265,7 @@ def test_the_range_test_of_two_processes_finds_what_that_of_one_finds(
         "trainer.epochs=1",
     )
     found, used = {}, {}
-    for name, start, more in (("one", run, ONE), ("two", run_together, TWO)):
+    for name, start, more in ONE_AND_TWO:
         ended = start(tmp_path, *words, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.count("learning rate range test: ") == 1
@@ -396,8 +391,10 @@ def test_tasks_of_slurm_run_a_grid_together(tmp_path: Path) -> None:
         "SLURM_JOB_ID": "7",
         "MASTER_PORT": str(free_port()),
     }
-    places = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(2)]
-    tasks = run_tasks(tmp_path, *words, places=places, **slurm)
+    tasks = side_by_side(
+        leading(tmp_path, *words, **slurm, SLURM_PROCID=str(task), SLURM_LOCALID=str(task))
+        for task in range(2)
+    )
     assert [task.returncode for task in tasks] == [0, 0], tasks
     folders = sorted(path.name for path in (tmp_path / "grid").iterdir() if path.is_dir())
     assert folders == ["0", "1", "leaderboard"]
