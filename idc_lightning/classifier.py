@@ -1,7 +1,7 @@
 """The LightningModule: one step for train, dev and test, around network, loss and metrics."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -51,6 +51,19 @@ class BlockOutput(TypedDict):
     rates: list[float]
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a classifier, as a later one begins with them.
+
+    Attributes:
+        network: Of its network.
+        single: Of its network of single patches, which is the same one if it has learned on them.
+    """
+
+    network: Mapping[str, Tensor]
+    single: Mapping[str, Tensor]
+
+
 class IDCClassifier(lightning.LightningModule):
     """Classify patches of breast tissue into healthy and IDC.
 
@@ -65,8 +78,10 @@ class IDCClassifier(lightning.LightningModule):
 
     Attributes:
         gradient_clip: Largest norm of the gradient in `learn_in_blocks`; None doesn't limit it.
-        start: Weights with which the network begins, in place of ``model.weights``; to be set
-            before training.
+        single: The network of single patches that judges beside ``network``, if one does; it
+            learns nothing.
+        start: Weights with which these begin, in place of ``model.weights``; to be set before
+            training.
         outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
             float32 [n, 2] of the patches, in the order in which they were seen, on the CPU.
 
@@ -96,12 +111,17 @@ class IDCClassifier(lightning.LightningModule):
             frozen=self.model_config.freeze_backbone,
             context=self.model_config.context,
         )
+        self.single: PatchNetwork | None = None
+        if self.model_config.context.with_single:
+            config = self.model_config
+            self.single = PatchNetwork(config.backbone, config.head, alone=True)
+            self.single.requires_grad_(False)
         self.register_buffer("class_weights", self._fixed_class_weights())
         self.metrics = patch_metrics(0.5)
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self.gradient_clip: float | None = None
-        self.start: Mapping[str, Tensor] | None = None
+        self.start: Weights | None = None
 
     def _sections(self) -> dict[str, Any]:
         """The configuration as plain values, as checkpoints keep it."""
@@ -117,14 +137,14 @@ class IDCClassifier(lightning.LightningModule):
         return torch.ones(2) if isinstance(weights, str) else torch.tensor(weights)
 
     def begin_with(self, named: str, other: "IDCClassifier", *, learns: bool) -> None:
-        """Take the network of another in place of ``model.weights``.
+        """Take the weights of another in place of ``model.weights``.
 
         Args:
             named: What the other is called where it is said with what this one began.
             other: Of the same architecture.
             learns: Whether it is trained on; else what is said of its training stays true.
         """
-        self.start = other.network.state_dict()
+        self.start = other.weights()
         changes: dict[str, Any] = {"weights": named}
         if not learns:
             kept = ("weights", "freeze_backbone", "frozen_batchnorm", "head", "loss")
@@ -134,6 +154,11 @@ class IDCClassifier(lightning.LightningModule):
             self.class_weights = other.class_weights
         self.model_config = self.model_config.model_copy(update=changes)
         self.hparams.update(self._sections())
+
+    def weights(self) -> Weights:
+        """What others may begin with."""
+        single = self.network if self.single is None else self.single
+        return Weights(self.network.state_dict(), single.state_dict())
 
     def set_rates(self, base_lr: float, max_lr: float) -> None:
         """Take the learning rates of a range test; the optimizers must be made after that.
@@ -192,7 +217,9 @@ class IDCClassifier(lightning.LightningModule):
             load_pretrained(self.network.backbone, config.backbone, config.weights)
         else:
             # Context may have weights of its own, which begin as they are.
-            self.network.load_state_dict({**self.network.state_dict(), **self.start})
+            self.network.load_state_dict({**self.network.state_dict(), **self.start.network})
+            if self.single is not None:
+                self.single.load_state_dict(self.start.single)
         if config.loss.class_weights == "balanced":
             self.class_weights = balanced_weights(self.data.class_counts()).to(self.device)
         if config.freeze_backbone and config.frozen_batchnorm == "adapt":
@@ -245,16 +272,8 @@ class IDCClassifier(lightning.LightningModule):
         Returns:
             Float32 [B, h, w, 2], or [n, 2] of the cells that are judged.
         """
-        there = None if shown is None else shown != NO_CELL
-        if features is None:
-            if image is None:
-                raise ValueError("neither images nor features were given")
-            features = self.network.features(image, there)
-        features = self.network.refine(features, there)
-        if cell is not None:
-            # The others would change the statistics of the head's BatchNorm.
-            features = features[cell != NO_CELL]
-        return self.network.classify(features)
+        logits: Tensor = self.network(image, features, _there(shown), _there(cell))
+        return logits
 
     def judge(
         self,
@@ -263,7 +282,9 @@ class IDCClassifier(lightning.LightningModule):
         shown: Tensor | None = None,
         cell: Tensor | None = None,
     ) -> Tensor:
-        """Logits by which patches are judged after training, means over all eight views if wanted.
+        """Logits by which patches are judged after training.
+
+        Means over both networks, and over all eight views, if wanted.
 
         Args:
             image: As of `forward`.
@@ -275,17 +296,30 @@ class IDCClassifier(lightning.LightningModule):
             Float32 [n, 2] of the cells that are judged.
         """
         if image is None or not self.model_config.test_time_augmentation:
-            logits: Tensor = self(image, features, shown, cell)
-            return logits.flatten(0, -2)
+            return self._of_both(image, features, shown, cell).flatten(0, -2)
         if shown is None or cell is None:
             shown = cell = image.new_zeros(len(image), *grid_of(image), dtype=torch.long)
         place = torch.arange(cell.numel(), device=cell.device).reshape(cell.shape)
         total = torch.zeros(cell.numel(), 2, device=cell.device)
         for view in range(VIEWS):
             turned = as_view(cell, view, rows=1)
-            logits = self(as_view(image, view, rows=2), None, as_view(shown, view, rows=1), turned)
-            total[as_view(place, view, rows=1)[turned != NO_CELL]] += logits
+            seen = as_view(image, view, rows=2), None, as_view(shown, view, rows=1), turned
+            total[as_view(place, view, rows=1)[turned != NO_CELL]] += self._of_both(*seen)
         return total[(cell != NO_CELL).flatten()] / VIEWS
+
+    def _of_both(
+        self,
+        image: Tensor | None,
+        features: Tensor | None,
+        shown: Tensor | None,
+        cell: Tensor | None,
+    ) -> Tensor:
+        """As `forward`, the mean with the network of single patches if there is one."""
+        logits: Tensor = self(image, features, shown, cell)
+        if self.single is None:
+            return logits
+        alone: Tensor = self.single(image, None, _there(shown), _there(cell))
+        return (logits + alone) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | BlockOutput:
         """Loss of a batch of train; of a block, whose steps are taken here, what each of them gave.
@@ -495,6 +529,11 @@ class IDCClassifier(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _there(cells: Tensor | None) -> Tensor | None:
+    """Where there is a patch, bool; None is everywhere."""
+    return None if cells is None else cells != NO_CELL
 
 
 def _joined(seen: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

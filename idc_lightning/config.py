@@ -248,6 +248,7 @@ class ContextConfig(Section):
     bandwidth: Literal["auto"] | Annotated[Positive, Field(le=16)]
     width: Count
     blocks: Count
+    with_single: bool
 
 
 class ModelConfig(Section):
@@ -566,11 +567,31 @@ class Config(CommandConfig):
         return frozen and self.data.augment.is_finite and alone
 
     @model_validator(mode="after")
-    def _views_have_images(self) -> "Config":
-        if self.model.test_time_augmentation and self.learns_on_features:
+    def _judged_images_are_there(self) -> "Config":
+        wanted = {
+            "model.test_time_augmentation": self.model.test_time_augmentation,
+            "model.context.with_single": self.model.context.with_single,
+        }
+        for key in (key for key, value in wanted.items() if value and self.learns_on_features):
             raise ValueError(
-                "model.test_time_augmentation=true needs images, where features of the frozen "
-                "backbone are stored: add data.features=off"
+                f"{key}=true needs images, where features of the frozen backbone are stored: add "
+                "data.features=off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _single_patches_were_learned(self) -> "Config":
+        if not self.model.context.with_single:
+            return self
+        if self.data.crop == 1:
+            raise ValueError(
+                "model.context.with_single=true has no other network beside that of single patches "
+                "with data.crop=1: add data.crop=8"
+            )
+        if self.pretraining.name != "patches":
+            raise ValueError(
+                "model.context.with_single=true needs a network of single patches: add "
+                "pretraining=patches"
             )
         return self
 
@@ -605,7 +626,7 @@ class Config(CommandConfig):
         """The configuration of the training that comes first, of the same net."""
         data = {"crop": 1, "batch_size": pretraining.batch_size}
         callbacks = {"lr_range_test": None, "early_stopping": None}
-        context = self.model.context.model_copy(update={"name": "none"})
+        context = self.model.context.model_copy(update={"name": "none", "with_single": False})
         optimizer, scheduler = with_highest_rate(self.optimizer, self.scheduler, pretraining.max_lr)
         return self.model_copy(
             update={

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from idc_lightning import ranks
 from idc_lightning.callbacks import Throughput
 from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
 from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
-from idc_lightning.classifier import IDCClassifier, load_classifier
+from idc_lightning.classifier import IDCClassifier, Weights, load_classifier
 from idc_lightning.config import Config, PatchPretrainingConfig
 from idc_lightning.data.datamodule import Ready
 from idc_lightning.data.seen import Seen
@@ -60,8 +58,14 @@ def _run_of_this_network(path: Path, named: str, config: Config) -> Run:
     ):
         if mine != its:
             raise IDCError(f"{named} has another network: {what}={its}, where this one has {mine}")
-    if other.context.name == "grid" and own.context != other.context:
+    net = own.context.model_copy(update={"with_single": other.context.with_single})
+    if other.context.name == "grid" and net != other.context:
         raise IDCError(f"{named} has another network: model.context.name=grid")
+    if own.context.with_single and run.classifier.single is None and run.data.crop > 1:
+        raise IDCError(
+            f"{named} has learned on crops and has no network of single patches beside it: take a "
+            "run on single patches, or set model.context.with_single=false"
+        )
     return run
 
 
@@ -71,7 +75,7 @@ def pretrain(
     folder: Path,
     ready: Ready,
     place: ranks.Place,
-) -> dict[str, Tensor] | None:
+) -> Weights | None:
     """Train on single patches first.
 
     Args:
@@ -82,7 +86,7 @@ def pretrain(
         place: Of this process.
 
     Returns:
-        The network's weights; None but in the leader, from whom other processes take theirs.
+        The weights; None but in the leader, from whom other processes take theirs.
     """
     before, own = config.of_pretraining(pretraining), folder / PRETRAINING
     if place.leads:
@@ -97,7 +101,7 @@ def pretrain(
     data.free_device()
     if not place.leads:
         return None
-    return load_classifier(own / CHECKPOINTS / "best.ckpt").network.state_dict()
+    return load_classifier(own / CHECKPOINTS / "best.ckpt").weights()
 
 
 def seconds_of_pretraining(folder: Path) -> float:

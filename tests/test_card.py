@@ -27,16 +27,27 @@ def test_it_is_for_research_and_says_on_whom_it_must_not_be_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("crop", "bandwidth", "said"),
+    ("context", "bandwidth", "said"),
     [
-        (1, 0.0, "judged alone: what lies around it is not seen. The"),
-        (8, 0.0, "judged in sight of the tissue around it: regions smaller than"),
-        (1, 1.5, "judged by an average over its neighbours (a Gaussian of 1.5 patches): regions"),
-        (8, 2.0, "judged in sight of the tissue around it and by an average over its neighbours ("),
+        ((), 0.0, "judged alone: what lies around it is not seen. The"),
+        (("data.crop=8",), 0.0, "judged in sight of the tissue around it: regions smaller than"),
+        ((), 1.5, "judged by an average over its neighbours (a Gaussian of 1.5 patches): regions"),
+        (
+            ("data.crop=8",),
+            2.0,
+            "judged in sight of the tissue around it and by an average over its neighbours (",
+        ),
+        (
+            ("data.crop=8", "pretraining=patches", "model.context.with_single=true"),
+            0.0,
+            "judged by two networks, of which one sees the tissue around it: regions smaller",
+        ),
     ],
 )
-def test_the_limits_tell_what_a_patch_is_judged_by(crop: int, bandwidth: float, said: str) -> None:
-    config = config_of("model.backbone=shufflenet_v2_x0_5", "data=idc", f"data.crop={crop}")
+def test_the_limits_tell_what_a_patch_is_judged_by(
+    context: tuple[str, ...], bandwidth: float, said: str
+) -> None:
+    config = config_of("model.backbone=shufflenet_v2_x0_5", "data=idc", *context)
     model = IDCClassifier(config.model, config.optimizer, config.scheduler)
     model.decide_by(replace(UNDECIDED, bandwidth=bandwidth))
     assert said in model_card(model, config.data, PATIENTS)["Known limits"]

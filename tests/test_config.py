@@ -267,6 +267,21 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
             "configuration: model.test_time_augmentation=true needs images",
         ),
         (
+            "model.context.with_single=true",
+            "pretraining=patches",
+            "configuration: model.context.with_single=true has no other network beside that of",
+        ),
+        (
+            "model.context.with_single=true",
+            "data.crop=8",
+            "configuration: model.context.with_single=true needs a network of single patches: add",
+        ),
+        (
+            "model.context.with_single=true",
+            "experiment=notebook",
+            "configuration: model.context.with_single=true needs images",
+        ),
+        (
             "model.weights=none",
             "trainer.epochs=0",
             "configuration: trainer.epochs=0 learns nothing: add pretraining=patches pretraining",

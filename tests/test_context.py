@@ -28,6 +28,7 @@ def sections(*overrides: str) -> tuple[ModelConfig, AnyOptimizer, AnyScheduler]:
 
 
 CROPS = ("data.crop=2", "data.batch_size=16")
+GRID = ("model.context.name=grid", "model.context.width=8", "model.context.blocks=1")
 PRETRAINED = (*CROPS, "pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=4")
 
 
@@ -96,15 +97,21 @@ def copied(run: Path, folder: Path, *patients: str) -> Path:
     return folder
 
 
-def test_no_prediction_depends_on_another_patient(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "both"])
+def test_no_prediction_depends_on_another_patient(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run: Path = request.getfixturevalue(name)
     alone = logits_of(run, copied(run, tmp_path / "alone", "9"))
     among = logits_of(run, copied(run, tmp_path / "among", "104", "105", "9"))
     assert np.array_equal(among.loc["9"].to_numpy(), alone.loc["9"].to_numpy())
 
 
+@pytest.mark.parametrize("name", ["run", "both"])
 def test_a_prediction_depends_on_its_neighbours_and_can_do_without(
-    run: Path, tmp_path: Path
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    run: Path = request.getfixturevalue(name)
     whole = logits_of(run, copied(run, tmp_path / "whole", "9"))
     folder = copied(run, tmp_path / "lone", "9")
     for path in sorted(folder.rglob("*.png"))[:-1]:
@@ -237,10 +244,96 @@ def test_the_same_split_is_no_leak(run: Path, tmp_path: Path) -> None:
     trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={run}")
 
 
+# Two networks
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `run`, but judged together with the network that has learned on single patches."""
+    own = (*PRETRAINED, "model.context.name=smooth", "model.context.with_single=true")
+    return trained(tmp_path_factory.mktemp("both"), *own)
+
+
+def network_of(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_classifier(run / "checkpoints" / "best.ckpt").network.state_dict())
+
+
+def assert_equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert some.keys() == others.keys()
+    assert all(torch.equal(some[name], value) for name, value in others.items())
+
+
+def test_of_two_networks_one_learns_as_it_does_alone(run: Path, both: Path) -> None:
+    classifier = load_classifier(both / "checkpoints" / "best.ckpt")
+    assert classifier.single is not None
+    assert_equal(network_of(both), network_of(run))
+    assert_equal(dict(classifier.single.state_dict()), network_of(both / "pretraining"))
+    # What has learned on crops is another network by now.
+    assert not torch.equal(classifier.single.head[0].weight, classifier.network.head[0].weight)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_two_networks_judge_by_their_mean(both: Path, views: bool) -> None:
+    model = load_classifier(both / "checkpoints" / "best.ckpt")
+    single = load_classifier(both / "pretraining" / "checkpoints" / "best.ckpt")
+    assert model.single is not None
+    changed = {"test_time_augmentation": views}
+    model.model_config = model.model_config.model_copy(update=changed)
+    single.model_config = single.model_config.model_copy(update=changed)
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 2 * PATCH, 3 * PATCH)
+    shown = torch.tensor([[[5, NO_CELL, 1], [2, 3, 4]]])
+    cell = torch.tensor([[[5, NO_CELL, 1], [2, NO_CELL, NO_CELL]]])  # of the others only a view
+    with torch.inference_mode():
+        found = model.judge(image, shown=shown, cell=cell)
+        cells = image.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5)
+        alone = single.judge(cells[cell != NO_CELL])
+        model.single = None
+        together = model.judge(image, shown=shown, cell=cell)
+    torch.testing.assert_close(found, (together + alone) / 2)
+    assert not torch.allclose(found, together)
+
+
+def test_two_networks_are_judged_by_one_where_it_is_wanted(
+    run: Path, both: Path, tmp_path: Path
+) -> None:
+    taken = ("pretraining=patches", f"pretraining.run={both}", "trainer.epochs=0", *CROPS)
+    smooth = (*taken, "model.context.name=smooth")
+    one = trained(tmp_path / "one", *smooth)
+    two = trained(tmp_path / "two", *smooth, "model.context.with_single=true")
+    for split in ("dev", "test"):
+        pd.testing.assert_frame_equal(predictions(one, split), predictions(run, split))
+        pd.testing.assert_frame_equal(predictions(two, split), predictions(both, split))
+    assert not predictions(one, "test")["proba"].equals(predictions(two, "test")["proba"])
+
+
+def test_a_run_that_begins_with_two_networks_keeps_that_of_single_patches(
+    both: Path, tmp_path: Path
+) -> None:
+    taken = ("pretraining=patches", f"pretraining.run={both}", "model.context.with_single=true")
+    own = load_classifier(trained(tmp_path, *CROPS, *taken) / "checkpoints" / "best.ckpt")
+    assert own.single is not None
+    assert_equal(dict(own.single.state_dict()), network_of(both / "pretraining"))
+
+
+def test_a_grid_is_judged_with_the_network_of_single_patches_and_without(tmp_path: Path) -> None:
+    grid = (*PRETRAINED, *GRID)
+    first = trained(tmp_path / "first", *grid, "model.context.with_single=true")
+    taken = (*CROPS, *GRID, "pretraining=patches", f"pretraining.run={first}", "trainer.epochs=0")
+    one = trained(tmp_path / "one", *taken)
+    assert_equal(network_of(one), network_of(first))
+    assert not predictions(one, "test")["proba"].equals(predictions(first, "test")["proba"])
+    with told("has another network: model.context.name=grid"):
+        trained(tmp_path / "none", *taken, "model.context.name=none")
+
+
+def test_a_network_of_crops_is_none_of_single_patches(run: Path, tmp_path: Path) -> None:
+    taken = ("pretraining=patches", f"pretraining.run={run}", "model.context.with_single=true")
+    with told("has learned on crops and has no network of single patches beside it: take a run"):
+        trained(tmp_path, *CROPS, *taken)
+
+
 # A net over the grid
-
-
-GRID = ("model.context.name=grid", "model.context.width=8", "model.context.blocks=1")
 
 
 def test_a_grid_begins_as_the_net_of_single_patches() -> None:
@@ -327,7 +420,11 @@ def test_views_are_averaged_after_training_only(tmp_path: Path) -> None:
 # Judging again
 
 
-def test_evaluation_says_the_same(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "both"])
+def test_evaluation_says_the_same(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run: Path = request.getfixturevalue(name)
     evaluate(evaluation(run), tmp_path)
     for split in ("dev", "test"):
         pd.testing.assert_frame_equal(predictions(tmp_path, split), predictions(run, split))
@@ -336,7 +433,11 @@ def test_evaluation_says_the_same(run: Path, tmp_path: Path) -> None:
         assert again[name] == own[name]
 
 
-def test_new_tissue_is_judged_as_in_the_run(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "both"])
+def test_new_tissue_is_judged_as_in_the_run(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run: Path = request.getfixturevalue(name)
     found = logits_of(run, copied(run, tmp_path / "new", "9"))
     own = predictions(run, "test").set_index(["patient_id", "x", "y"])["proba"]
     pd.testing.assert_series_equal(found.sort_index(), own.sort_index(), rtol=1e-6)

@@ -204,7 +204,7 @@ def test_two_processes_learn_and_judge_crops_as_one_does(
     """Dev has fewer windows than there are processes, which all have to take part."""
     crops = (*RUN, "data.crop=4", "data.batch_size=64", "trainer.epochs=1")
     first = ("pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=32")
-    few = ("split.dev=0.05", "pretraining.max_lr=0.00001")
+    few = ("split.dev=0.05", "pretraining.max_lr=0.00001", "model.context.with_single=true")
     for name, start, more in ONE_AND_TWO:
         ended = start(tmp_path, *crops, *first, *few, *more, f"hydra.run.dir={name}", **double)
         assert (ended.returncode, ended.stderr) == (0, "")

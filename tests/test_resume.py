@@ -112,6 +112,7 @@ CROPS = (
     "pretraining.epochs=2",
     "pretraining.batch_size=32",
     "model.context.name=smooth",
+    "model.context.with_single=true",
 )
 
 

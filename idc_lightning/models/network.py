@@ -81,6 +81,7 @@ class PatchNetwork(nn.Module):
         classes: Number of classes.
         frozen: Whether the backbone learns nothing, neither weights nor statistics.
         context: How patches take note of each other; a grid lets the backbone see each patch alone.
+        alone: Whether the backbone does so without a grid, too.
 
     Attributes:
         width: Number of features of a cell, F.
@@ -98,6 +99,7 @@ class PatchNetwork(nn.Module):
         classes: int = 2,
         frozen: bool = False,
         context: ContextConfig | None = None,
+        alone: bool = False,
     ) -> None:
         super().__init__()
         self.normalize = Normalize()
@@ -107,6 +109,7 @@ class PatchNetwork(nn.Module):
         self.context = None
         if context is not None and context.name == "grid":
             self.context = GridContext(self.width, context.width, context.blocks)
+        self.alone = alone or self.context is not None
         self.head = Head(self.width, classes, head)
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
@@ -131,7 +134,7 @@ class PatchNetwork(nn.Module):
         Returns:
             Float32 [B, h, w, F].
         """
-        if self.context is None:
+        if not self.alone:
             return self.pooled(image).permute(0, 2, 3, 1).float()
         rows, columns = grid_of(image)
         cells = image.reshape(len(image), 3, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
@@ -178,16 +181,33 @@ class PatchNetwork(nn.Module):
                 pooled = self.raster.pool(maps, rows, columns)
         return pooled
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of each cell.
+    def forward(
+        self,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+        shown: Tensor | None = None,
+        judged: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of images, or of the features that a frozen backbone gave of them.
 
         Args:
             image: Float [B, 3, 50h, 50w] in 0 to 1.
+            features: Float32 [B, h, w, F], in place of images.
+            shown: Where there is a patch, bool [B, h, w]; None is everywhere.
+            judged: Where one is judged, likewise.
 
         Returns:
-            Float32 [B, h, w, K].
+            Float32 [B, h, w, K], or [n, K] of the cells that are judged.
         """
-        return self.classify(self.refine(self.features(image)))
+        if features is None:
+            if image is None:
+                raise ValueError("neither images nor features were given")
+            features = self.features(image, shown)
+        features = self.refine(features, shown)
+        if judged is not None:
+            # The others would change the statistics of the head's BatchNorm.
+            features = features[judged]
+        return self.classify(features)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits of features.

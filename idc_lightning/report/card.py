@@ -66,7 +66,8 @@ def _context(model: IDCClassifier, data: AnyData) -> str:
     """In sight of what a patch is judged."""
     seen = []
     if data.crop > 1:
-        seen.append("in sight of the tissue around it")
+        two = "by two networks, of which one sees the tissue around it"
+        seen.append("in sight of the tissue around it" if model.single is None else two)
     if model.decision.bandwidth > 0:
         patches = f"{model.decision.bandwidth:g} patches"
         seen.append(f"by an average over its neighbours (a Gaussian of {patches})")
