@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
 from idc_lightning import ranks
@@ -106,7 +107,7 @@ class SingleThreadHead(Callback):
         torch.set_num_threads(self._all)
 
 
-class AveragedWeights(EMAWeightAveraging):
+class AveragedWeights(WeightAveraging):
     """Dev, test and checkpoints take a moving average of the weights, which varies less.
 
     B. Polyak and A. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J.
@@ -117,7 +118,9 @@ class AveragedWeights(EMAWeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay)
+        # `EMAWeightAveraging` would round a weight that doesn't learn; this leaves it as it is.
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        super().__init__(multi_avg_fn=average)
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str

@@ -57,7 +57,7 @@ class Weights:
 
     Attributes:
         network: Of its network.
-        single: Of its network of single patches, which is the same one if it has learned on them.
+        single: Of its network of single patches; the same where it has no other one.
     """
 
     network: Mapping[str, Tensor]
@@ -80,8 +80,8 @@ class IDCClassifier(lightning.LightningModule):
         gradient_clip: Largest norm of the gradient in `learn_in_blocks`; None doesn't limit it.
         single: The network of single patches that judges beside ``network``, if one does; it
             learns nothing.
-        start: Weights with which these begin, in place of ``model.weights``; to be set before
-            training.
+        start: Weights with which training begins in place of ``model.weights``; to be set before,
+            also for the network of single patches.
         outputs: Of the last epoch of each stage, by its name: row numbers int64 [n] and logits
             float32 [n, 2] of the patches, in the order in which they were seen, on the CPU.
 
@@ -114,8 +114,8 @@ class IDCClassifier(lightning.LightningModule):
         self.single: PatchNetwork | None = None
         if self.model_config.context.with_single:
             config = self.model_config
-            self.single = PatchNetwork(config.backbone, config.head, alone=True)
-            self.single.requires_grad_(False)
+            self.single = PatchNetwork(config.backbone, config.head, frozen=True, alone=True)
+            self.single.head.requires_grad_(False)
         self.register_buffer("class_weights", self._fixed_class_weights())
         self.metrics = patch_metrics(0.5)
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -214,6 +214,8 @@ class IDCClassifier(lightning.LightningModule):
         """What a training from the start needs."""
         config = self.model_config
         if self.start is None:
+            if self.single is not None:
+                raise ValueError("the network of single patches has no weights: set start")
             load_pretrained(self.network.backbone, config.backbone, config.weights)
         else:
             # Context may have weights of its own, which begin as they are.
@@ -318,7 +320,8 @@ class IDCClassifier(lightning.LightningModule):
         logits: Tensor = self(image, features, shown, cell)
         if self.single is None:
             return logits
-        alone: Tensor = self.single(image, None, _there(shown), _there(cell))
+        judged = _there(cell)
+        alone: Tensor = self.single(image, None, judged, judged)
         return (logits + alone) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | BlockOutput:

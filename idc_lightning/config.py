@@ -567,19 +567,6 @@ class Config(CommandConfig):
         return frozen and self.data.augment.is_finite and alone
 
     @model_validator(mode="after")
-    def _judged_images_are_there(self) -> "Config":
-        wanted = {
-            "model.test_time_augmentation": self.model.test_time_augmentation,
-            "model.context.with_single": self.model.context.with_single,
-        }
-        for key in (key for key, value in wanted.items() if value and self.learns_on_features):
-            raise ValueError(
-                f"{key}=true needs images, where features of the frozen backbone are stored: add "
-                "data.features=off"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _single_patches_were_learned(self) -> "Config":
         if not self.model.context.with_single:
             return self
@@ -592,6 +579,19 @@ class Config(CommandConfig):
             raise ValueError(
                 "model.context.with_single=true needs a network of single patches: add "
                 "pretraining=patches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judged_images_are_there(self) -> "Config":
+        wanted = {
+            "model.test_time_augmentation": self.model.test_time_augmentation,
+            "model.context.with_single": self.model.context.with_single,
+        }
+        for key in (key for key, value in wanted.items() if value and self.learns_on_features):
+            raise ValueError(
+                f"{key}=true needs images, where features of the frozen backbone are stored: add "
+                "data.features=off"
             )
         return self
 

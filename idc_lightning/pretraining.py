@@ -8,7 +8,7 @@ from idc_lightning.callbacks import Throughput
 from idc_lightning.checkpoints import FOLDER as CHECKPOINTS
 from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.classifier import IDCClassifier, Weights, load_classifier
-from idc_lightning.config import Config, PatchPretrainingConfig
+from idc_lightning.config import Config, ContextConfig, PatchPretrainingConfig
 from idc_lightning.data.datamodule import Ready
 from idc_lightning.data.seen import Seen
 from idc_lightning.errors import IDCError
@@ -58,15 +58,26 @@ def _run_of_this_network(path: Path, named: str, config: Config) -> Run:
     ):
         if mine != its:
             raise IDCError(f"{named} has another network: {what}={its}, where this one has {mine}")
-    net = own.context.model_copy(update={"with_single": other.context.with_single})
-    if other.context.name == "grid" and net != other.context:
+    if other.context.name == "grid" and _grid(own.context) != _grid(other.context):
         raise IDCError(f"{named} has another network: model.context.name=grid")
-    if own.context.with_single and run.classifier.single is None and run.data.crop > 1:
-        raise IDCError(
-            f"{named} has learned on crops and has no network of single patches beside it: take a "
-            "run on single patches, or set model.context.with_single=false"
-        )
+    has_single = run.classifier.single is not None
+    if own.context.with_single and not has_single:
+        if config.trainer.epochs == 0:
+            raise IDCError(
+                f"{named} has no network of single patches beside its own: take a run on crops "
+                "that was trained with model.context.with_single=true, or set it to false"
+            )
+        if run.data.crop > 1:
+            raise IDCError(
+                f"{named} is a run on crops without a network of single patches beside its own: "
+                "take a run on single patches, or set model.context.with_single=false"
+            )
     return run
+
+
+def _grid(context: ContextConfig) -> tuple[str, int, int]:
+    """What decides the architecture."""
+    return context.name, context.width, context.blocks
 
 
 def pretrain(

@@ -277,11 +277,6 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
             "configuration: model.context.with_single=true needs a network of single patches: add",
         ),
         (
-            "model.context.with_single=true",
-            "experiment=notebook",
-            "configuration: model.context.with_single=true needs images",
-        ),
-        (
             "model.weights=none",
             "trainer.epochs=0",
             "configuration: trainer.epochs=0 learns nothing: add pretraining=patches pretraining",

@@ -29,13 +29,14 @@ def sections(*overrides: str) -> tuple[ModelConfig, AnyOptimizer, AnyScheduler]:
 
 CROPS = ("data.crop=2", "data.batch_size=16")
 GRID = ("model.context.name=grid", "model.context.width=8", "model.context.blocks=1")
+SMOOTH = ("model.context.name=smooth", "callbacks.ema_decay=0.9")
 PRETRAINED = (*CROPS, "pretraining=patches", "pretraining.epochs=1", "pretraining.batch_size=4")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on crops that learned on single patches first, to which nothing is done."""
-    return trained(tmp_path_factory.mktemp("crops"), *PRETRAINED, "model.context.name=smooth")
+    return trained(tmp_path_factory.mktemp("crops"), *PRETRAINED, *SMOOTH)
 
 
 def predictions(folder: Path, split: str) -> pd.DataFrame:
@@ -250,7 +251,7 @@ def test_the_same_split_is_no_leak(run: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `run`, but judged together with the network that has learned on single patches."""
-    own = (*PRETRAINED, "model.context.name=smooth", "model.context.with_single=true")
+    own = (*PRETRAINED, *SMOOTH, "model.context.with_single=true")
     return trained(tmp_path_factory.mktemp("both"), *own)
 
 
@@ -320,17 +321,27 @@ def test_a_grid_is_judged_with_the_network_of_single_patches_and_without(tmp_pat
     grid = (*PRETRAINED, *GRID)
     first = trained(tmp_path / "first", *grid, "model.context.with_single=true")
     taken = (*CROPS, *GRID, "pretraining=patches", f"pretraining.run={first}", "trainer.epochs=0")
+    frozen = ("model.freeze_backbone=true", "model.weights=none")
     one = trained(tmp_path / "one", *taken)
     assert_equal(network_of(one), network_of(first))
     assert not predictions(one, "test")["proba"].equals(predictions(first, "test")["proba"])
     with told("has another network: model.context.name=grid"):
         trained(tmp_path / "none", *taken, "model.context.name=none")
+    with told("model.context.with_single=true needs images"):
+        config_of(*TINY, *grid, *frozen, "model.context.with_single=true")
 
 
 def test_a_network_of_crops_is_none_of_single_patches(run: Path, tmp_path: Path) -> None:
     taken = ("pretraining=patches", f"pretraining.run={run}", "model.context.with_single=true")
-    with told("has learned on crops and has no network of single patches beside it: take a run"):
+    with told("is a run on crops without a network of single patches beside its own: take a run"):
         trained(tmp_path, *CROPS, *taken)
+
+
+@pytest.mark.parametrize("part", ["", "pretraining"])
+def test_without_an_epoch_a_network_is_no_second_one(run: Path, tmp_path: Path, part: str) -> None:
+    taken = ("pretraining=patches", f"pretraining.run={run / part}", "trainer.epochs=0")
+    with told("has no network of single patches beside its own: take a run on crops that"):
+        trained(tmp_path, *CROPS, *taken, "model.context.with_single=true")
 
 
 # A net over the grid
@@ -429,8 +440,8 @@ def test_evaluation_says_the_same(
     for split in ("dev", "test"):
         pd.testing.assert_frame_equal(predictions(tmp_path, split), predictions(run, split))
     own, again = read_results(run / "results.json"), read_results(tmp_path / "results.json")
-    for name in ("dev", "test", "threshold", "temperature", "bias", "bandwidth"):
-        assert again[name] == own[name]
+    for part in ("dev", "test", "threshold", "temperature", "bias", "bandwidth"):
+        assert again[part] == own[part]
 
 
 @pytest.mark.parametrize("name", ["run", "both"])

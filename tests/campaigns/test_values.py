@@ -70,6 +70,7 @@ VALUES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("data.crop=2", "data.margin"): ("0", "1", "19"),
     ("data.crop=3", "model.context.name=grid", "data.margin=8", "model.context.blocks"): ("1", "4"),
     ("data.crop=3", "model.context.name=grid", "model.context.width"): ("1", "32"),
+    ("data.crop=2", "pretraining=patches", "model.context.with_single"): ("true", "false"),
     ("model.context.name=smooth", "model.context.bandwidth"): ("auto", "0.01", "16"),
     ("data.patches",): ("300", "500", "2000"),
     ("data.patients",): ("9", "12", "40"),
