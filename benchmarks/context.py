@@ -19,7 +19,7 @@ SINGLE = "single patches"
 WAYS = {
     SINGLE: ("experiment=finetune", "model.weights=none"),
     "crops": ("experiment=context",),
-    "grid": ("experiment=context", "model.context.name=grid"),
+    "grid": ("experiment=context", "data.crop=8", "model.context.name=grid"),
 }
 """Overrides of each, without the run that it begins with."""
 

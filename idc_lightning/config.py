@@ -572,13 +572,13 @@ class Config(CommandConfig):
             return self
         if self.data.crop == 1:
             raise ValueError(
-                "model.context.with_single=true has no other network beside that of single patches "
-                "with data.crop=1: add data.crop=8"
+                "model.context.with_single=true needs a network that sees crops: add data.crop=4, or "
+                "set it to false"
             )
         if self.pretraining.name != "patches":
             raise ValueError(
                 "model.context.with_single=true needs a network of single patches: add "
-                "pretraining=patches"
+                "pretraining=patches, or set it to false"
             )
         return self
 

@@ -88,8 +88,9 @@ def test_experiments_go_with_real_data_and_a_quick_look(experiment: str) -> None
 @pytest.mark.parametrize("group", ["optimizer", "scheduler", "split", "pretraining"])
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_other_choices_take_the_place_of_an_experiments(experiment: str, group: str) -> None:
+    one = "model.context.with_single=false"  # a second network needs pretraining=patches
     for name in choices(group):
-        config = config_of(f"experiment={experiment}", f"{group}={name}")
+        config = config_of(f"experiment={experiment}", f"{group}={name}", one)
         assert getattr(config, group) == getattr(config_of(f"{group}={name}"), group)
 
 
@@ -269,12 +270,14 @@ def test_a_wrong_value_is_told_with_its_key(override: str, parts: str) -> None:
         (
             "model.context.with_single=true",
             "pretraining=patches",
-            "configuration: model.context.with_single=true has no other network beside that of",
+            "configuration: model.context.with_single=true needs a network that sees crops: add "
+            "data.crop=4, or set it to false",
         ),
         (
             "model.context.with_single=true",
             "data.crop=8",
-            "configuration: model.context.with_single=true needs a network of single patches: add",
+            "configuration: model.context.with_single=true needs a network of single patches: add "
+            "pretraining=patches, or set it to false",
         ),
         (
             "model.weights=none",
