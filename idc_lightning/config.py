@@ -572,8 +572,8 @@ class Config(CommandConfig):
             return self
         if self.data.crop == 1:
             raise ValueError(
-                "model.context.with_single=true needs a network that sees crops: add data.crop=4, or "
-                "set it to false"
+                "model.context.with_single=true needs a network that sees crops: add data.crop=4, "
+                "or set it to false"
             )
         if self.pretraining.name != "patches":
             raise ValueError(
