@@ -60,8 +60,7 @@ def _run_of_this_network(path: Path, named: str, config: Config) -> Run:
             raise IDCError(f"{named} has another network: {what}={its}, where this one has {mine}")
     if other.context.name == "grid" and _grid(own.context) != _grid(other.context):
         raise IDCError(f"{named} has another network: model.context.name=grid")
-    has_single = run.classifier.single is not None
-    if own.context.with_single and not has_single:
+    if own.context.with_single and run.classifier.single is None:
         if config.trainer.epochs == 0:
             raise IDCError(
                 f"{named} has no network of single patches beside its own: take a run on crops "

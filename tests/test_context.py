@@ -44,6 +44,15 @@ def predictions(folder: Path, split: str) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"patient_id": str})
 
 
+def network_of(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_classifier(run / "checkpoints" / "best.ckpt").network.state_dict())
+
+
+def assert_equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert some.keys() == others.keys()
+    assert all(torch.equal(some[name], value) for name, value in others.items())
+
+
 # Training
 
 
@@ -149,9 +158,8 @@ def test_crops_begin_with_what_single_patches_have_taught(run: Path, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IDCClassifier, "on_train_start", keep)
         own = trained(tmp_path, *CROPS, "pretraining=patches", f"pretraining.run={first}")
-    wanted = load_classifier(first).network.state_dict()
     assert len(begun) == 1
-    assert all(torch.equal(begun[0][name], value) for name, value in wanted.items())
+    assert_equal(begun[0], network_of(run / "pretraining"))
     assert not (own / "pretraining").exists()
     begins = load_classifier(own / "checkpoints" / "best.ckpt").model_config.weights
     assert begins == f"pretraining.run={first}"
@@ -163,12 +171,11 @@ def test_without_an_epoch_the_network_of_a_run_is_judged(run: Path, tmp_path: Pa
     before = trained(tmp_path / "as_it_was", *given, "callbacks.ema_decay=0.9")
     after = trained(tmp_path, *given, "model.context.name=smooth", "model.context.bandwidth=2")
     first = load_classifier(run / "pretraining" / "checkpoints" / "best.ckpt")
-    taught = first.network.state_dict()
+    taught = dict(first.network.state_dict())
     for own in (before, after):
         assert not (own / "metrics.csv").exists()
         judged = load_classifier(own / "checkpoints" / "best.ckpt")
-        network = judged.network.state_dict()
-        assert all(torch.equal(network[name], value) for name, value in taught.items())
+        assert_equal(dict(judged.network.state_dict()), taught)
         assert judged.optimizer_config == first.optimizer_config
         assert judged.model_config.weights == first.model_config.weights
         assert read_results(own / "results.json")["epochs"] == 0
@@ -253,15 +260,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `run`, but judged together with the network that has learned on single patches."""
     own = (*PRETRAINED, *SMOOTH, "model.context.with_single=true")
     return trained(tmp_path_factory.mktemp("both"), *own)
-
-
-def network_of(run: Path) -> dict[str, torch.Tensor]:
-    return dict(load_classifier(run / "checkpoints" / "best.ckpt").network.state_dict())
-
-
-def assert_equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
-    assert some.keys() == others.keys()
-    assert all(torch.equal(some[name], value) for name, value in others.items())
 
 
 def test_of_two_networks_one_learns_as_it_does_alone(run: Path, both: Path) -> None:
