@@ -12,7 +12,7 @@ from idc_lightning.conf_folder import override
 from idc_lightning.config import CompareConfig, parse
 from idc_lightning.figures.leaderboard import written
 from idc_lightning.files import write_text
-from idc_lightning.report.leaderboard import difference_text, write_leaderboard
+from idc_lightning.report.leaderboard import difference_text, reference_text, write_leaderboard
 from idc_lightning.results.leaderboard import SPLITS, Leaderboard, rank_runs
 from idc_lightning.results.summary import LABELS, console, interval_text
 
@@ -27,10 +27,13 @@ def compare(config: CompareConfig, _: Path) -> Leaderboard:
         config: Which runs, and how they are judged.
 
     Raises:
-        IDCError: If there are no runs, their files can't be read or the leaderboard not be written.
+        IDCError: If there are no runs, the reference is none of them, their files can't be read or
+            the leaderboard not be written.
     """
     folder = config.folder.expanduser()
-    board = rank_runs(folder, config.metric, config.results, seed=config.seed)
+    board = rank_runs(
+        folder, config.metric, config.results, seed=config.seed, reference=config.reference
+    )
     table = board.table().to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_text(folder / "leaderboard.csv", table)
     write_leaderboard(folder, board)
@@ -59,6 +62,7 @@ def compare_sweep(config: DictConfig, folder: Path) -> None:
     values = {
         "folder": folder,
         "metric": config.sweep.metric,
+        "reference": None,
         "results": {name: config.results[name] for name in ("draws", "confidence")},
         "seed": config.seed,
     }
@@ -74,7 +78,7 @@ def printed(board: Leaderboard) -> Table:
     )
     for name in ("rank", "run", *board.short.values()):
         table.add_column(Text(name), justify="right" if name == "rank" else "left")
-    for name in (*SPLITS, "behind the best\non dev"):
+    for name in (*SPLITS, f"dev, minus\n{reference_text(board)}"):
         table.add_column(name, justify="right")
     for rank, configuration in enumerate(board.ranked[:PRINTED], start=1):
         table.add_row(
@@ -82,7 +86,7 @@ def printed(board: Leaderboard) -> Table:
             Text(configuration.name),
             *[Text(written(value)) for value in configuration.varied.values()],
             *[interval_text(configuration.metrics[split][board.metric]) for split in SPLITS],
-            difference_text(configuration, "dev", board),
+            difference_text(configuration, "dev", board, board.metric),
         )
     if len(board.ranked) > PRINTED:
         table.caption = f"and {len(board.ranked) - PRINTED:,} more, see leaderboard.csv"

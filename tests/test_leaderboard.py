@@ -18,8 +18,8 @@ from idc_lightning.results.sealed import read_results, write_results
 FOLDS = [["a", "b"], ["c", "d"], ["e", "f"]]
 
 
-def board(folder: Path, metric: str = "f1") -> Leaderboard:
-    return rank_runs(folder, metric, JUDGED, seed=0)
+def board(folder: Path, metric: str = "f1", reference: str | None = None) -> Leaderboard:
+    return rank_runs(folder, metric, JUDGED, seed=0, reference=reference)
 
 
 def write_folds(
@@ -167,10 +167,10 @@ def test_a_difference_is_that_of_the_metrics_with_the_interval_of_paired_draws(
     other = write_run(tmp_path / "1", "seed=1", quality=0.8)["dev"]
     first, second = board(tmp_path, "auroc").ranked
     assert (first.name, second.name) == ("0", "1")
-    behind = second.behind["dev"]
+    difference = second.differences["dev"]
     for name, score, column in (("f1", f1_score, "predicted"), ("auroc", roc_auc_score, "proba")):
-        wanted = score(best["true"], best[column]) - score(other["true"], other[column])
-        assert behind[name].value == pytest.approx(wanted, abs=1e-12)
+        wanted = score(other["true"], other[column]) - score(best["true"], best[column])
+        assert difference[name].value == pytest.approx(wanted, abs=1e-12)
     # The same patients are drawn for both.
     rng = np.random.default_rng(0)
     names = np.array(PATIENTS["dev"])
@@ -188,20 +188,54 @@ def test_a_difference_is_that_of_the_metrics_with_the_interval_of_paired_draws(
             for table in (best, other)
         )
         found.append(
-            roc_auc_score(one["true"], one["proba"]) - roc_auc_score(two["true"], two["proba"])
+            roc_auc_score(two["true"], two["proba"]) - roc_auc_score(one["true"], one["proba"])
         )
-    value, reach = behind["auroc"].value, t.ppf(0.975, 3) * np.sqrt(4 / 3) * np.std(found, ddof=1)
-    assert value is not None
-    expected = (value - reach, min(value + reach, 1))
-    assert (behind["auroc"].low, behind["auroc"].high) == pytest.approx(expected, abs=1e-12)
-    assert first.behind["dev"]["auroc"].high == 0
+    auroc, reach = difference["auroc"], t.ppf(0.975, 3) * np.sqrt(4 / 3) * np.std(found, ddof=1)
+    assert auroc.value is not None
+    expected = (max(auroc.value - reach, -1), auroc.value + reach)
+    assert (auroc.low, auroc.high) == pytest.approx(expected, abs=1e-12)
+    assert first.differences["dev"]["auroc"].high == 0
+
+
+def test_all_are_compared_to_the_run_that_is_named(tmp_path: Path) -> None:
+    write_folds(tmp_path / "low", "model.head.dropout=0.1", quality=0.5)
+    write_folds(tmp_path / "high", "model.head.dropout=0.6", quality=2)
+    write_run(tmp_path / "elsewhere", "seed=3", quality=1)
+    found = board(tmp_path, "auroc", "low/1")  # any of its folds stands for all
+    assert found.ranked[0].name == "high/0, high/1, high/2"
+    high, low = (each for each in found.ranked if each.folds)
+    assert found.base is low
+    for name, interval in high.differences["test"].items():
+        assert interval.value == pytest.approx(
+            high.metrics["test"][name].value - low.metrics["test"][name].value
+        )
+    assert found.notes == [
+        f"1 configurations were judged on other patients of {split} than low/1, so part of a "
+        "difference to them is that between patients"
+        for split in ("dev", "test")
+    ]
+    table = found.table().set_index("runs")
+    assert table["test_f1_difference"].to_dict() == {
+        high.name: pytest.approx(high.differences["test"]["f1"].value),
+        low.name: 0,
+        "elsewhere": pytest.approx(np.nan, nan_ok=True),
+    }
+
+
+def test_a_reference_is_a_whole_run(tmp_path: Path) -> None:
+    write_folds(tmp_path / "part", "seed=1", folds=(0, 2))
+    write_run(tmp_path / "bad", error="no room")
+    with told("reference=bad is no run below", "those are part/0, part/2"):
+        board(tmp_path, reference="bad")
+    with told("reference=part/2 has results of 2 of 3 folds"):
+        board(tmp_path, reference="part/2")
 
 
 def test_runs_of_other_patients_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "0", quality=2)
     write_run(tmp_path / "1", "split.seed=1", patients={**PATIENTS, "dev": ["x", "y"]}, quality=1)
     found = board(tmp_path)
-    assert set(found.ranked[1].behind) == {"test"}
+    assert set(found.ranked[1].differences) == {"test"}
     assert found.notes == [
         "1 configurations were judged on other patients of dev than the best, so part of a "
         "difference to them is that between patients"
@@ -232,8 +266,8 @@ def test_folds_of_a_configuration_are_pooled(tmp_path: Path) -> None:
         assert (spread.mean, spread.sd) == pytest.approx(
             (np.mean(by_fold), np.std(by_fold, ddof=1))
         )
-    assert second.behind["test"]["f1"].value == pytest.approx(
-        first.metrics["test"]["f1"].value - second.metrics["test"]["f1"].value
+    assert second.differences["test"]["f1"].value == pytest.approx(
+        second.metrics["test"]["f1"].value - first.metrics["test"]["f1"].value
     )
     table = found.table()
     assert table["folds"].tolist() == [3, 3]
@@ -255,7 +289,7 @@ def test_a_configuration_that_lacks_folds_is_ranked_last(tmp_path: Path) -> None
     found = board(tmp_path)
     assert [each.varied["seed"] for each in found.ranked] == [0, 1]
     assert found.ranked[1].missing == [1]
-    assert found.ranked[1].behind == {}
+    assert found.ranked[1].differences == {}
     assert found.notes == ["part/0, part/2: no result of fold 1 of 3, so it isn't compared"]
     assert found.table()["problem"].tolist() == ["", "no result of fold 1 of 3"]
 
@@ -314,8 +348,14 @@ def test_the_command_writes_table_and_page(
         "varied.png",
     }
     # The leaderboard is no run, and a second one replaces the first.
-    assert command(sweep.name, "metric=f1").code == 0
-    assert pd.read_csv(sweep / "leaderboard.csv")["rank"].notna().sum() == 4
+    ended = command(sweep.name, "metric=f1", "reference=1")
+    assert ended.code == 0
+    assert "dev, minus" in ended.out
+    table = pd.read_csv(sweep / "leaderboard.csv")
+    assert table["rank"].notna().sum() == 4
+    assert table["dev_f1_difference"].notna().sum() == 4
+    assert table.set_index("runs").loc["1", "dev_f1_difference"] == 0
+    assert "Differences to 1" in (sweep / "leaderboard.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -324,6 +364,7 @@ def test_the_command_writes_table_and_page(
         (("none",), "there is no folder none"),
         ((), "folder"),
         ((".", "metric=recal"), "metric"),
+        ((".", "reference=1"), "reference=1 is no run below"),
         ((".", "metrik=f1"), "metrik"),
     ],
 )

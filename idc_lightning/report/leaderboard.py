@@ -50,6 +50,13 @@ def _sections(figures: Path, board: Leaderboard) -> Iterator[Section]:
             "At the threshold of each run, as its results.json says.",
             [_metrics(board, split) for split in SPLITS],
         )
+        yield Section(
+            f"Differences to {reference_text(board)}",
+            "Each configuration minus that one, by the paired bootstrap on the same patients, at "
+            "the threshold of each run. An interval that holds 0 says that chance suffices to "
+            "explain it.",
+            [_differences(board, split) for split in SPLITS],
+        )
     divided = [configuration for configuration in board.ranked if configuration.folds]
     if divided:
         yield Section(
@@ -72,27 +79,47 @@ def _ranking(board: Leaderboard) -> DataTable:
                 split: interval_text(configuration.metrics[split][board.metric]) for split in SPLITS
             },
             **{
-                f"behind on {split}": difference_text(configuration, split, board)
+                f"{split}, minus {reference_text(board)}": difference_text(
+                    configuration, split, board, board.metric
+                )
                 for split in SPLITS
             },
             "minutes": configuration.seconds / 60,
         }
         for rank, configuration in enumerate(board.ranked, start=1)
     ]
-    sign = "negative" if board.metric in LOWER else "positive"
+    sign = "positive" if board.metric in LOWER else "negative"
     caption = (
-        f"{LABELS[board.metric]} with its {board.confidence:.0%} interval over patients. Behind: "
-        f"the best minus this one, {sign} where the best is better, by the paired bootstrap on the "
-        "same patients. An interval that holds 0 says that chance suffices to explain it."
+        f"{LABELS[board.metric]} with its {board.confidence:.0%} interval over patients, and its "
+        f"difference on the same patients, {sign} where {reference_text(board)} is better."
     )
     return DataTable("Configurations", caption, pd.DataFrame(rows))
 
 
-def difference_text(configuration: Configuration, split: str, board: Leaderboard) -> str:
-    """How far a configuration is behind the best, as a reader sees it."""
-    if configuration is board.ranked[0] or split not in configuration.behind:
+def reference_text(board: Leaderboard) -> str:
+    """What the configurations are compared to, as a reader sees it."""
+    return board.reference or "the best"
+
+
+def difference_text(
+    configuration: Configuration, split: str, board: Leaderboard, metric: str
+) -> str:
+    """A configuration's difference to the reference in a metric, as a reader sees it."""
+    if configuration is board.base or split not in configuration.differences:
         return MISSING
-    return interval_text(configuration.behind[split][board.metric], sign="+")
+    return interval_text(configuration.differences[split][metric], sign="+")
+
+
+def _differences(board: Leaderboard, split: str) -> DataTable:
+    rows = [
+        {
+            "rank": rank,
+            **_varied(configuration, board),
+            **{LABELS[name]: difference_text(configuration, split, board, name) for name in SHOWN},
+        }
+        for rank, configuration in enumerate(board.ranked, start=1)
+    ]
+    return DataTable(f"Differences on {split}", "Difference with its interval.", pd.DataFrame(rows))
 
 
 def _metrics(board: Leaderboard, split: str) -> DataTable:

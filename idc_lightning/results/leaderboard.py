@@ -47,8 +47,8 @@ class Configuration:
         varied: Values that not all configurations share, by key.
         metrics: By split, those of its run, or of the pooled predictions of its folds.
         spread: By split, those over its folds; empty without folds.
-        behind: By split, how much the best is above it, on the same patients; empty where they were
-            judged on different ones.
+        differences: By split, its metrics minus those of the reference, on the same patients; none
+            of a split that they were judged on different ones of.
     """
 
     runs: tuple[RunFolder, ...]
@@ -56,7 +56,7 @@ class Configuration:
     varied: dict[str, object]
     metrics: dict[str, Metrics]
     spread: dict[str, dict[str, Spread]]
-    behind: dict[str, Metrics]
+    differences: dict[str, Metrics]
 
     @property
     def name(self) -> str:
@@ -83,6 +83,7 @@ class Leaderboard:
         metric: Of dev, by which they are ranked.
         confidence: Share of the bootstrap's draws inside an interval.
         varied: Keys whose values differ.
+        reference: The run that all were to be compared to; None for the best.
         ranked: Those of which all folds ended well, then the others.
         failed: Runs that didn't end well.
         notes: Lines on what can't be compared.
@@ -91,9 +92,19 @@ class Leaderboard:
     metric: str
     confidence: float
     varied: list[str]
+    reference: str | None
     ranked: list[Configuration]
     failed: list[RunFolder]
     notes: list[str]
+
+    @property
+    def base(self) -> Configuration:
+        """The configuration to which the others are compared."""
+        return next(
+            each
+            for each in self.ranked
+            if self.reference is None or self.reference in [run.name for run in each.runs]
+        )
 
     @property
     def short(self) -> dict[str, str]:
@@ -107,8 +118,8 @@ class Leaderboard:
 
         Columns: rank, runs, the varied keys, folds (number of those that ended well, if there are
         folds), each metric by split as ``dev_f1``, ``dev_f1_low`` and ``dev_f1_high`` (with folds
-        also ``dev_f1_mean`` and ``dev_f1_sd``), how far it is behind the best in the ranking metric
-        as ``dev_f1_behind`` with its interval, seconds, problem.
+        also ``dev_f1_mean`` and ``dev_f1_sd``), its difference to the reference as
+        ``dev_f1_difference`` with its interval, seconds, problem.
         """
         divided = any(configuration.folds for configuration in self.ranked)
         rows = [
@@ -117,7 +128,7 @@ class Leaderboard:
                 "runs": configuration.name,
                 **configuration.varied,
                 **({"folds": len(configuration.runs)} if divided else {}),
-                **dict(_cells(configuration, self.metric)),
+                **dict(_cells(configuration)),
                 "seconds": round(configuration.seconds, 1),
                 "problem": _problem(configuration),
             }
@@ -135,7 +146,9 @@ class Leaderboard:
         return table.astype({"rank": "Int64"}) if "rank" in table else table
 
 
-def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> Leaderboard:
+def rank_runs(
+    folder: Path, metric: str, config: JudgeConfig, *, seed: int, reference: str | None = None
+) -> Leaderboard:
     """Compare the runs below a folder.
 
     Args:
@@ -143,9 +156,11 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
         metric: Of dev, by which they are ranked.
         config: Number of bootstrap draws, and the share of them inside an interval.
         seed: Seed of the bootstrap.
+        reference: Name of a run, to whose configuration the others are compared; None for the best.
 
     Raises:
-        IDCError: If there are no runs, or their files can't be read.
+        IDCError: If there are no runs, their files can't be read, or the reference is none of them
+            or lacks folds.
     """
     runs = find_runs(folder)
     if not runs:
@@ -156,6 +171,7 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
         for of_configuration in configurations(run for run in runs if run.results is not None)
     ]
     pooled.sort(key=lambda each: each.order(metric))
+    base = _reference(pooled, reference, folder)
     ranked = [
         Configuration(
             runs=each.runs,
@@ -163,10 +179,10 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
             varied=values_of(each.runs[0], varied),
             metrics=each.metrics,
             spread={split: _spread(each.runs, split) for split in SPLITS} if each.folds else {},
-            behind={
-                split: pooled[0].drawn[split].differences(each.drawn[split], config.confidence)
+            differences={
+                split: each.drawn[split].differences(base.drawn[split], config.confidence)
                 for split in SPLITS
-                if each.complete and pooled[0].cells[split].equals(each.cells[split])
+                if base and each.complete and base.cells[split].equals(each.cells[split])
             },
         )
         for each in pooled
@@ -175,9 +191,10 @@ def rank_runs(folder: Path, metric: str, config: JudgeConfig, *, seed: int) -> L
         metric=metric,
         confidence=config.confidence,
         varied=varied,
+        reference=reference,
         ranked=ranked,
         failed=[run for run in runs if run.results is None],
-        notes=list(_notes(ranked)),
+        notes=list(_notes(ranked, reference or "the best")),
     )
 
 
@@ -287,6 +304,25 @@ class _Pooled:
         return not self.complete, value is None, number if metric in LOWER else -number
 
 
+def _reference(pooled: Sequence[_Pooled], name: str | None, folder: Path) -> _Pooled | None:
+    """The configuration of a run, or the first if there is any."""
+    if name is None:
+        return pooled[0] if pooled else None
+    found = next((each for each in pooled if name in [run.name for run in each.runs]), None)
+    if found is None:
+        there = listed([run.name for each in pooled for run in each.runs]) or "none"
+        raise IDCError(
+            f"reference={name} is no run below {folder} that ended well: those are {there}"
+        )
+    if not found.complete:
+        number = len(found.runs)
+        raise IDCError(
+            f"reference={name} has results of {number} of {found.folds} folds: run the others, or "
+            "compare to a run that has all"
+        )
+    return found
+
+
 def _spread(runs: Sequence[RunFolder], split: str) -> dict[str, Spread]:
     found = {}
     for name in LABELS:
@@ -297,7 +333,7 @@ def _spread(runs: Sequence[RunFolder], split: str) -> dict[str, Spread]:
     return found
 
 
-def _cells(configuration: Configuration, metric: str) -> Iterator[tuple[str, float | None]]:
+def _cells(configuration: Configuration) -> Iterator[tuple[str, float | None]]:
     for split, metrics in configuration.metrics.items():
         spread = configuration.spread.get(split, {})
         for name, interval in metrics.items():
@@ -307,10 +343,11 @@ def _cells(configuration: Configuration, metric: str) -> Iterator[tuple[str, flo
             if name in spread:
                 yield f"{split}_{name}_mean", spread[name].mean
                 yield f"{split}_{name}_sd", spread[name].sd
-    for split, behind in configuration.behind.items():
-        yield f"{split}_{metric}_behind", behind[metric].value
-        yield f"{split}_{metric}_behind_low", behind[metric].low
-        yield f"{split}_{metric}_behind_high", behind[metric].high
+    for split, differences in configuration.differences.items():
+        for name, interval in differences.items():
+            yield f"{split}_{name}_difference", interval.value
+            yield f"{split}_{name}_difference_low", interval.low
+            yield f"{split}_{name}_difference_high", interval.high
 
 
 def _problem(configuration: Configuration) -> str:
@@ -322,13 +359,13 @@ def _pruned(run: RunFolder) -> bool:
     return bool(run.results and run.results["pruned_after"])
 
 
-def _notes(ranked: Sequence[Configuration]) -> Iterator[str]:
+def _notes(ranked: Sequence[Configuration], reference: str) -> Iterator[str]:
     for split in SPLITS:
-        others = [each for each in ranked if split not in each.behind and not each.missing]
+        others = [each for each in ranked if split not in each.differences and not each.missing]
         if others:
             yield (
-                f"{len(others)} configurations were judged on other patients of {split} than the "
-                "best, so part of a difference to them is that between patients"
+                f"{len(others)} configurations were judged on other patients of {split} than "
+                f"{reference}, so part of a difference to them is that between patients"
             )
     pruned = [run.name for each in ranked for run in each.runs if _pruned(run)]
     if pruned:
