@@ -23,13 +23,17 @@ def test_it_is_for_research_and_says_on_whom_it_must_not_be_judged() -> None:
     card = card_of("data=idc")
     assert "Not for diagnosis" in card["Intended use"]
     assert card["Patients"].startswith("8 train, 2 dev, 3 test. It must not be judged on its train")
-    assert card["Known limits"].endswith(LIMITS)
+    assert card["Known limits"] == LIMITS
 
 
 @pytest.mark.parametrize(
     ("context", "bandwidth", "said"),
     [
-        ((), 0.0, "judged alone: what lies around it is not seen. The"),
+        (
+            (),
+            0.0,
+            "A patch shows 0.2 mm of tissue and is judged alone: what lies around it is not seen.",
+        ),
         (("data.crop=8",), 0.0, "judged in sight of the tissue around it: regions smaller than"),
         ((), 1.5, "judged by an average over its neighbours (a Gaussian of 1.5 patches): regions"),
         (
@@ -44,13 +48,17 @@ def test_it_is_for_research_and_says_on_whom_it_must_not_be_judged() -> None:
         ),
     ],
 )
-def test_the_limits_tell_what_a_patch_is_judged_by(
+def test_it_tells_what_a_patch_is_judged_by(
     context: tuple[str, ...], bandwidth: float, said: str
 ) -> None:
-    config = config_of("model.backbone=shufflenet_v2_x0_5", "data=idc", *context)
+    config = config_of("model.backbone=shufflenet_v2_x0_5", *context)
     model = IDCClassifier(config.model, config.optimizer, config.scheduler)
     model.decide_by(replace(UNDECIDED, bandwidth=bandwidth))
-    assert said in model_card(model, config.data, PATIENTS)["Known limits"]
+    assert said in model_card(model, config.data, PATIENTS)["Context"]
+
+
+def test_the_width_of_a_patch_is_that_of_its_pixels() -> None:
+    assert card_of("data.microns_per_pixel=2")["Context"].startswith("A patch shows 0.1 mm")
 
 
 @pytest.mark.parametrize(
@@ -85,5 +93,5 @@ def test_synthetic_tissue_is_no_evidence(tmp_path: Path) -> None:
     assert card_of()["Data"].startswith("Synthetic")
     # The demo's values on a folder of somebody's own are no synthetic tissue.
     own = card_of(f"data.root={tmp_path}")
-    assert own["Known limits"].endswith(LIMITS)
+    assert own["Known limits"] == LIMITS
     assert "Synthetic" not in own["Data"]

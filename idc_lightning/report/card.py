@@ -5,6 +5,7 @@ from typing import Any
 
 from idc_lightning.classifier import IDCClassifier
 from idc_lightning.config import AnyData, DemoDataConfig
+from idc_lightning.data.grid import PATCH
 
 LIMITS = (
     "The public data set holds one stain and one kind of scanner, its labels are regions drawn by "
@@ -45,6 +46,8 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         "Input": f"Patches of 50x50 px RGB, about {data.microns_per_pixel:g} µm a pixel; smaller "
         f"ones at the edge of the tissue: {data.edge_patches}.",
         "Output": "Probability of invasive ductal carcinoma (IDC) in the patch.",
+        "Context": f"A patch shows {PATCH * data.microns_per_pixel / 1000:.2g} mm of tissue and is "
+        f"judged {_context(model, data)}.",
         "Network": f"{config.backbone}, began with {begins}, {learns}; hidden layers of the head "
         f"{hidden}, dropout {config.head.dropout:g}.",
         "Loss": f"Cross-entropy, class weights {config.loss.class_weights}, label smoothing "
@@ -56,9 +59,7 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         else "Patches in the layout of the public data set Breast Histopathology Images.",
         "Patients": f"{counts}. It must not be judged on its train patients, and dev was used to "
         "choose epoch, temperature, bias and threshold.",
-        "Known limits": SYNTHETIC
-        if synthetic
-        else f"A patch shows 0.2 mm of tissue and is judged {_context(model, data)}. {LIMITS}",
+        "Known limits": SYNTHETIC if synthetic else LIMITS,
     }
 
 
