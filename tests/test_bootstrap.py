@@ -229,6 +229,20 @@ def test_draws_without_a_class_are_left_out() -> None:
         assert (found.value, found.low, found.high) == (1, pytest.approx(1 - 0.5 / 2), 1)
 
 
+def test_a_metric_that_hangs_on_one_of_several_patients_has_no_interval() -> None:
+    # In b nothing is called IDC, so that precision is that of a in each draw that has it.
+    true, patients = np.array([1, 0, 0, 1, 0]), np.array(["a", "a", "a", "b", "b"])
+    found = run((true, np.array([0.9, 0.8, 0.7, 0.2, 0.1]), patients))
+    assert found["precision"] == Interval(pytest.approx(1 / 3), None, None)
+    assert found["recall"].low is not None
+    # Equal models differ by nothing, and that is certain.
+    calls = [np.array([True, True, third, False, False]) for third in (True, False)]
+    proba = np.linspace(0.9, 0.1, 5)
+    one, two = (drawn_metrics(true, proba, each, patients, draws=99, seed=0) for each in calls)
+    assert one.differences(one, 0.95)["precision"] == Interval(0, 0, 0)
+    assert one.differences(two, 0.95)["precision"] == Interval(pytest.approx(-1 / 6), None, None)
+
+
 def test_a_single_patient_has_no_interval() -> None:
     true, proba, _ = cohort(0)
     for interval in run((true, proba, np.full(len(true), "only"))).values():

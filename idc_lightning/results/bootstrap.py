@@ -87,7 +87,8 @@ class Drawn:
         value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
         if not np.isfinite(value):
             return Interval(None, None, None)
-        if len(draws) < 2:
+        # Draws that agree hang on a single patient, such as the only one with calls for precision.
+        if len(draws) < 2 or (np.ptp(draws) == 0 and value not in (0, 1)):
             return Interval(value, None, None)
         n = self.patients
         width = stdtrit(n - 1, 0.5 + confidence / 2) * np.sqrt(n / (n - 1))
@@ -122,7 +123,7 @@ def bootstrap_metrics(
         seed: Seed of the draws.
 
     Returns:
-        The metrics of `Drawn`; low and high are None if there is a single patient.
+        The metrics of `Drawn`; low and high are None if a metric hangs on a single patient.
     """
     called = proba >= threshold
     drawn = drawn_metrics(true, proba, called, patients, draws=draws, seed=seed)
