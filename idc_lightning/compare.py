@@ -12,7 +12,7 @@ from idc_lightning.conf_folder import override
 from idc_lightning.config import CompareConfig, parse
 from idc_lightning.figures.leaderboard import written
 from idc_lightning.files import write_text
-from idc_lightning.report.leaderboard import difference_text, reference_text, write_leaderboard
+from idc_lightning.report.leaderboard import difference_text, write_leaderboard
 from idc_lightning.results.leaderboard import SPLITS, Leaderboard, rank_runs
 from idc_lightning.results.summary import LABELS, console, interval_text
 
@@ -78,8 +78,8 @@ def printed(board: Leaderboard) -> Table:
     )
     for name in ("rank", "run", *board.short.values()):
         table.add_column(Text(name), justify="right" if name == "rank" else "left")
-    for name in (*SPLITS, f"dev, minus\n{reference_text(board)}"):
-        table.add_column(name, justify="right")
+    for name in (*SPLITS, f"dev, minus\n{board.reference}"):
+        table.add_column(Text(name), justify="right")
     for rank, configuration in enumerate(board.ranked[:PRINTED], start=1):
         table.add_row(
             str(rank),

@@ -38,8 +38,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 # YAML takes a bare on and off for true and false.
 Switch = BeforeValidator(lambda v: {True: "on", False: "off"}[v] if type(v) is bool else v)
 Rule = Literal["max_f1", "sensitivity"] | Share
+PatientName = Annotated[str, Field(coerce_numbers_to_str=True)]
 # Hydra takes a folder called 10253 for a number.
-Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 Place = Annotated[Path, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 Monitored = Literal[
     "dev/loss",
@@ -447,7 +447,7 @@ class ReportConfig(Section):
     """Figures and report.html."""
 
     enabled: bool
-    patients: list[Name] | None
+    patients: list[PatientName] | None
     gallery: Count
 
 
@@ -804,7 +804,7 @@ class CompareConfig(CommandConfig):
 
     folder: Place
     metric: Ranking
-    reference: Name | None
+    reference: Place | None
     results: JudgeConfig
     seed: Seed
 

@@ -243,6 +243,18 @@ def test_a_metric_that_hangs_on_one_of_several_patients_has_no_interval() -> Non
     assert one.differences(two, 0.95)["precision"] == Interval(pytest.approx(-1 / 6), None, None)
 
 
+def test_rounding_is_no_interval() -> None:
+    # Only a has IDC, above all other patients: its average precision is the same in each draw.
+    rng = np.random.default_rng(0)
+    true, patients = (rng.random(60) < 0.5).astype(np.int64), np.repeat(["a", "b", "c"], 20)
+    true[20:] = 0
+    proba = rng.random(60)
+    proba[20:] *= proba[:20].min()
+    found = run((true, proba, patients))["average_precision"]
+    assert found.value is not None
+    assert found.low is found.high is None
+
+
 def test_a_single_patient_has_no_interval() -> None:
     true, proba, _ = cohort(0)
     for interval in run((true, proba, np.full(len(true), "only"))).values():

@@ -18,7 +18,7 @@ from idc_lightning.results.sealed import read_results, write_results
 FOLDS = [["a", "b"], ["c", "d"], ["e", "f"]]
 
 
-def board(folder: Path, metric: str = "f1", reference: str | None = None) -> Leaderboard:
+def board(folder: Path, metric: str = "f1", reference: Path | None = None) -> Leaderboard:
     return rank_runs(folder, metric, JUDGED, seed=0, reference=reference)
 
 
@@ -201,7 +201,7 @@ def test_all_are_compared_to_the_run_that_is_named(tmp_path: Path) -> None:
     write_folds(tmp_path / "low", "model.head.dropout=0.1", quality=0.5)
     write_folds(tmp_path / "high", "model.head.dropout=0.6", quality=2)
     write_run(tmp_path / "elsewhere", "seed=3", quality=1)
-    found = board(tmp_path, "auroc", "low/1")  # any of its folds stands for all
+    found = board(tmp_path, "auroc", Path("low/1/"))  # any of its folds stands for all
     assert found.ranked[0].name == "high/0, high/1, high/2"
     high, low = (each for each in found.ranked if each.folds)
     assert found.base is low
@@ -215,6 +215,7 @@ def test_all_are_compared_to_the_run_that_is_named(tmp_path: Path) -> None:
         for split in ("dev", "test")
     ]
     table = found.table().set_index("runs")
+    assert set(table["compared_to"]) == {"low/0, low/1, low/2"}
     assert table["test_f1_difference"].to_dict() == {
         high.name: pytest.approx(high.differences["test"]["f1"].value),
         low.name: 0,
@@ -226,9 +227,9 @@ def test_a_reference_is_a_whole_run(tmp_path: Path) -> None:
     write_folds(tmp_path / "part", "seed=1", folds=(0, 2))
     write_run(tmp_path / "bad", error="no room")
     with told("reference=bad is no run below", "those are part/0, part/2"):
-        board(tmp_path, reference="bad")
-    with told("reference=part/2 has results of 2 of 3 folds"):
-        board(tmp_path, reference="part/2")
+        board(tmp_path, reference=Path("bad"))
+    with told("part/2 has results of 2 of 3 folds"):
+        board(tmp_path, reference=tmp_path / "part" / "2")
 
 
 def test_runs_of_other_patients_are_not_compared(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_runs_of_other_patients_are_not_compared(tmp_path: Path) -> None:
     found = board(tmp_path)
     assert set(found.ranked[1].differences) == {"test"}
     assert found.notes == [
-        "1 configurations were judged on other patients of dev than the best, so part of a "
+        "1 configurations were judged on other patients of dev than the best on dev, so part of a "
         "difference to them is that between patients"
     ]
 

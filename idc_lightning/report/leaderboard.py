@@ -28,6 +28,7 @@ def write_leaderboard(folder: Path, board: Leaderboard) -> None:
             "Configurations": f"{len(board.ranked):,}",
             "Failed runs": f"{len(board.failed):,}",
             "Varied": ", ".join(board.varied) or "nothing",
+            "Compared to": board.base.name if board.base else "nothing",
         },
         sections=_sections(folder / "leaderboard", board),
         notes=board.notes,
@@ -51,10 +52,11 @@ def _sections(figures: Path, board: Leaderboard) -> Iterator[Section]:
             [_metrics(board, split) for split in SPLITS],
         )
         yield Section(
-            f"Differences to {reference_text(board)}",
+            f"Differences to {board.reference}",
             "Each configuration minus that one, by the paired bootstrap on the same patients, at "
-            "the threshold of each run. An interval that holds 0 says that chance suffices to "
-            "explain it.",
+            "the threshold of each run; folds are taken together. A positive difference is "
+            "better, of the Brier score a negative one. An interval that holds 0 says that chance "
+            "suffices to explain it.",
             [_differences(board, split) for split in SPLITS],
         )
     divided = [configuration for configuration in board.ranked if configuration.folds]
@@ -79,7 +81,7 @@ def _ranking(board: Leaderboard) -> DataTable:
                 split: interval_text(configuration.metrics[split][board.metric]) for split in SPLITS
             },
             **{
-                f"{split}, minus {reference_text(board)}": difference_text(
+                f"{split}, minus {board.reference}": difference_text(
                     configuration, split, board, board.metric
                 )
                 for split in SPLITS
@@ -91,14 +93,9 @@ def _ranking(board: Leaderboard) -> DataTable:
     sign = "positive" if board.metric in LOWER else "negative"
     caption = (
         f"{LABELS[board.metric]} with its {board.confidence:.0%} interval over patients, and its "
-        f"difference on the same patients, {sign} where {reference_text(board)} is better."
+        f"difference on the same patients, {sign} where {board.reference} is better."
     )
     return DataTable("Configurations", caption, pd.DataFrame(rows))
-
-
-def reference_text(board: Leaderboard) -> str:
-    """What the configurations are compared to, as a reader sees it."""
-    return board.reference or "the best"
 
 
 def difference_text(

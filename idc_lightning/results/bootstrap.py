@@ -27,9 +27,17 @@ CHUNK = 2_000_000
 """Numbers (draws x patches) that are computed at a time, to bound the memory."""
 
 
+ROUNDING = 1e-12
+"""By how much values differ at most that only rounding tells apart."""
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A metric and its interval; None where it is undefined, as AUROC without IDC."""
+    """A metric and its interval; None where it is undefined, as AUROC without IDC.
+
+    Its ends are None, too, where nothing is known of other patients: there is only one, or one
+    alone decides the metric, which is then the same in all draws.
+    """
 
     value: float | None
     low: float | None
@@ -87,8 +95,12 @@ class Drawn:
         value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
         if not np.isfinite(value):
             return Interval(None, None, None)
-        # Draws that agree hang on a single patient, such as the only one with calls for precision.
-        if len(draws) < 2 or (np.ptp(draws) == 0 and value not in (0, 1)):
+        if len(draws) < 2:
+            return Interval(value, None, None)
+        # Draws that agree hang on a single patient, such as the only one with calls for precision,
+        # unless there is nothing to differ by: no errors, or equal models.
+        ends = (0.0,) if least is None else (0.0, 1.0)
+        if np.ptp(draws) <= ROUNDING and min(abs(value - end) for end in ends) > ROUNDING:
             return Interval(value, None, None)
         n = self.patients
         width = stdtrit(n - 1, 0.5 + confidence / 2) * np.sqrt(n / (n - 1))
@@ -123,7 +135,7 @@ def bootstrap_metrics(
         seed: Seed of the draws.
 
     Returns:
-        The metrics of `Drawn`; low and high are None if a metric hangs on a single patient.
+        The metrics of `Drawn`.
     """
     called = proba >= threshold
     drawn = drawn_metrics(true, proba, called, patients, draws=draws, seed=seed)

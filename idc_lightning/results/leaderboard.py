@@ -83,7 +83,8 @@ class Leaderboard:
         metric: Of dev, by which they are ranked.
         confidence: Share of the bootstrap's draws inside an interval.
         varied: Keys whose values differ.
-        reference: The run that all were to be compared to; None for the best.
+        reference: What all are compared to, as a reader sees it.
+        base: The configuration of that; None if there is none at all.
         ranked: Those of which all folds ended well, then the others.
         failed: Runs that didn't end well.
         notes: Lines on what can't be compared.
@@ -92,19 +93,11 @@ class Leaderboard:
     metric: str
     confidence: float
     varied: list[str]
-    reference: str | None
+    reference: str
+    base: Configuration | None
     ranked: list[Configuration]
     failed: list[RunFolder]
     notes: list[str]
-
-    @property
-    def base(self) -> Configuration:
-        """The configuration to which the others are compared."""
-        return next(
-            each
-            for each in self.ranked
-            if self.reference is None or self.reference in [run.name for run in each.runs]
-        )
 
     @property
     def short(self) -> dict[str, str]:
@@ -119,7 +112,8 @@ class Leaderboard:
         Columns: rank, runs, the varied keys, folds (number of those that ended well, if there are
         folds), each metric by split as ``dev_f1``, ``dev_f1_low`` and ``dev_f1_high`` (with folds
         also ``dev_f1_mean`` and ``dev_f1_sd``), its difference to the reference as
-        ``dev_f1_difference`` with its interval, seconds, problem.
+        ``dev_f1_difference`` with its interval, compared_to (runs of the reference), seconds,
+        problem.
         """
         divided = any(configuration.folds for configuration in self.ranked)
         rows = [
@@ -129,6 +123,7 @@ class Leaderboard:
                 **configuration.varied,
                 **({"folds": len(configuration.runs)} if divided else {}),
                 **dict(_cells(configuration)),
+                "compared_to": self.base.name if self.base else None,
                 "seconds": round(configuration.seconds, 1),
                 "problem": _problem(configuration),
             }
@@ -147,7 +142,7 @@ class Leaderboard:
 
 
 def rank_runs(
-    folder: Path, metric: str, config: JudgeConfig, *, seed: int, reference: str | None = None
+    folder: Path, metric: str, config: JudgeConfig, *, seed: int, reference: Path | None = None
 ) -> Leaderboard:
     """Compare the runs below a folder.
 
@@ -156,7 +151,8 @@ def rank_runs(
         metric: Of dev, by which they are ranked.
         config: Number of bootstrap draws, and the share of them inside an interval.
         seed: Seed of the bootstrap.
-        reference: Name of a run, to whose configuration the others are compared; None for the best.
+        reference: A run, by its name or folder, to whose configuration the others are compared;
+            None for the best.
 
     Raises:
         IDCError: If there are no runs, their files can't be read, or the reference is none of them
@@ -172,6 +168,7 @@ def rank_runs(
     ]
     pooled.sort(key=lambda each: each.order(metric))
     base = _reference(pooled, reference, folder)
+    named = str(reference) if reference is not None else "the best on dev"
     ranked = [
         Configuration(
             runs=each.runs,
@@ -191,10 +188,11 @@ def rank_runs(
         metric=metric,
         confidence=config.confidence,
         varied=varied,
-        reference=reference,
+        reference=named,
+        base=ranked[pooled.index(base)] if base else None,
         ranked=ranked,
         failed=[run for run in runs if run.results is None],
-        notes=list(_notes(ranked, reference or "the best")),
+        notes=list(_notes(ranked, named)),
     )
 
 
@@ -304,21 +302,27 @@ class _Pooled:
         return not self.complete, value is None, number if metric in LOWER else -number
 
 
-def _reference(pooled: Sequence[_Pooled], name: str | None, folder: Path) -> _Pooled | None:
+def _reference(pooled: Sequence[_Pooled], run: Path | None, folder: Path) -> _Pooled | None:
     """The configuration of a run, or the first if there is any."""
-    if name is None:
+    if run is None:
         return pooled[0] if pooled else None
-    found = next((each for each in pooled if name in [run.name for run in each.runs]), None)
+    found = next(
+        (
+            each
+            for each in pooled
+            if any(run in (Path(other.name), other.path) for other in each.runs)
+        ),
+        None,
+    )
     if found is None:
-        there = listed([run.name for each in pooled for run in each.runs]) or "none"
+        there = listed([other.name for each in pooled for other in each.runs]) or "none"
         raise IDCError(
-            f"reference={name} is no run below {folder} that ended well: those are {there}"
+            f"reference={run} is no run below {folder} that ended well: those are {there}"
         )
     if not found.complete:
-        number = len(found.runs)
         raise IDCError(
-            f"reference={name} has results of {number} of {found.folds} folds: run the others, or "
-            "compare to a run that has all"
+            f"reference={run} has results of {len(found.runs)} of {found.folds} folds: run the "
+            "others, or compare to a run that has all"
         )
     return found
 
