@@ -36,6 +36,9 @@ from idc_lightning.models.network import PatchNetwork
 from idc_lightning.optim import Steps, build_optimizer, build_scheduler
 from idc_lightning.torch_files import read_checkpoint, write_checkpoint
 
+OF_TRAINING = ("weights", "freeze_backbone", "frozen_batchnorm", "head", "loss")
+"""Values of the section ``model`` that say how its network has learned."""
+
 
 class BlockOutput(TypedDict):
     """What the n steps of a block gave.
@@ -145,14 +148,18 @@ class IDCClassifier(lightning.LightningModule):
             learns: Whether it is trained on; else what is said of its training stays true.
         """
         self.start = other.weights()
-        changes: dict[str, Any] = {"weights": named}
-        if not learns:
-            kept = ("weights", "freeze_backbone", "frozen_batchnorm", "head", "loss")
-            changes = {name: getattr(other.model_config, name) for name in kept}
-            self.optimizer_config = other.optimizer_config
-            self.scheduler_config = other.scheduler_config
+        if learns:
+            self.model_config = self.model_config.model_copy(update={"weights": named})
+            self.hparams.update(self._sections())
+        else:
             self.class_weights = other.class_weights
-        self.model_config = self.model_config.model_copy(update=changes)
+            self._tell(other.model_config, other.optimizer_config, other.scheduler_config)
+
+    def _tell(self, model: ModelConfig, optimizer: AnyOptimizer, scheduler: AnyScheduler) -> None:
+        """Say of the training what these sections say."""
+        told = {name: getattr(model, name) for name in OF_TRAINING}
+        self.model_config = self.model_config.model_copy(update=told)
+        self.optimizer_config, self.scheduler_config = optimizer, scheduler
         self.hparams.update(self._sections())
 
     def weights(self) -> Weights:
@@ -222,6 +229,8 @@ class IDCClassifier(lightning.LightningModule):
             self.network.load_state_dict({**self.network.state_dict(), **self.start.network})
             if self.single is not None:
                 self.single.load_state_dict(self.start.single)
+        if self.trainer.max_epochs == 0:  # it is judged as it has learned
+            return
         if config.loss.class_weights == "balanced":
             self.class_weights = balanced_weights(self.data.class_counts()).to(self.device)
         if config.freeze_backbone and config.frozen_batchnorm == "adapt":
@@ -251,7 +260,16 @@ class IDCClassifier(lightning.LightningModule):
             checkpoint["seen"] = ranks.gathered(_joined(self._seen["train"]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up an epoch of train."""
+        """Take up an epoch of train, and what is said of the training.
+
+        A run that goes on without the one with which it began couldn't say it otherwise.
+        """
+        told = checkpoint["hyper_parameters"]
+        self._tell(
+            parse(ModelConfig, told["model"], "model"),
+            parse(AnyOptimizer, told["optimizer"], "optimizer"),
+            parse(AnyScheduler, told["scheduler"], "scheduler"),
+        )
         if "seen" in checkpoint and ranks.rank() == 0:
             cells, logits, labels = (part.to(self.device) for part in checkpoint["seen"])
             self._seen["train"] = [(cells, logits, labels)]

@@ -77,15 +77,19 @@ OF_SEARCH = ("sweep.pruning", "sweep.study", "sweep.trial")
 """Values that only a job of a search uses."""
 
 OF_LEARNING = (
-    "optimizer.",
-    "scheduler.",
+    "optimizer",
+    "scheduler",
     "data.augment.",
     "data.batch_size",
     "model.loss.",
+    "model.freeze_backbone",
+    "model.frozen_batchnorm",
+    "model.head.bias",
     "model.head.dropout",
     "trainer.gradient_clip",
     "callbacks.ema_decay",
     "callbacks.early_stopping",
+    "callbacks.checkpoint.monitor",
 )
 """Values that only a training of at least one epoch uses."""
 

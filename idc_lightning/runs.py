@@ -105,16 +105,17 @@ class _Memory(BaseModel):
     seed: Seed
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, *, named: str | None = None) -> Run:
     """Read a run.
 
     Args:
         path: A run folder, whose best checkpoint is taken, or a checkpoint.
+        named: How it was typed; None if by ``run=``.
 
     Raises:
         IDCError: If there is no checkpoint, or it isn't of this project.
     """
-    checkpoint = _checkpoint(path.expanduser()).resolve()
+    checkpoint = _checkpoint(path.expanduser(), named or f"run={path}").resolve()
     classifier = load_classifier(checkpoint)
     content = read_checkpoint(checkpoint)
     memory, monitor = _memory(content, checkpoint)
@@ -164,12 +165,12 @@ def _monitor(content: dict[str, Any]) -> str:
     return str(found[0])
 
 
-def _checkpoint(path: Path) -> Path:
+def _checkpoint(path: Path, named: str) -> Path:
     if path.is_file():
         return path
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
         return best
     if path.is_dir():
-        raise IDCError(f"run={path} holds no checkpoints/best.ckpt: give a run folder of idc-train")
-    raise IDCError(f"run={path} doesn't exist: give a run folder or a checkpoint")
+        raise IDCError(f"{named} holds no checkpoints/best.ckpt: give a run folder of idc-train")
+    raise IDCError(f"{named} doesn't exist: give a run folder or a checkpoint")

@@ -187,6 +187,18 @@ def test_without_an_epoch_the_network_of_a_run_is_judged(run: Path, tmp_path: Pa
     pd.testing.assert_frame_equal(again, predictions(after, "test"))
 
 
+def test_without_an_epoch_nothing_is_fitted_to_other_train_patches(tmp_path: Path) -> None:
+    frozen = ("model.freeze_backbone=true", "model.frozen_batchnorm=adapt")
+    first = trained(tmp_path / "first", *frozen)
+    taken = ("pretraining=patches", f"pretraining.run={first}", "trainer.epochs=0")
+    own = trained(tmp_path / "own", *taken, "data.sample=40")
+    assert_equal(network_of(own), network_of(first))
+    weights = [
+        load_classifier(at / "checkpoints" / "best.ckpt").class_weights for at in (own, first)
+    ]
+    assert torch.equal(*weights)
+
+
 def test_the_time_of_pretraining_counts(run: Path) -> None:
     first = torch.load(run / "pretraining" / "checkpoints" / "last.ckpt", weights_only=True)
     own = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -207,7 +219,20 @@ def test_test_is_not_looked_at_before_the_end(run: Path) -> None:
     [
         (("model.head.hidden=[4]",), "another network: model.head.hidden=[8], where this one"),
         (("model.backbone=shufflenet_v2_x1_0",), "another network: model.backbone="),
-        (("pretraining.run=nowhere",), "run=nowhere doesn't exist: give a run folder"),
+        (("pretraining.run=nowhere",), "pretraining.run=nowhere doesn't exist: give a run folder"),
+        (
+            ("trainer.epochs=0", *GRID),
+            "another network: model.context.name=smooth, where this one has grid",
+        ),
+        (
+            ("trainer.epochs=0", "data.crop=1"),
+            "has learned with data.crop=2, where this run has 1, to which a network that learns no",
+        ),
+        (
+            ("trainer.epochs=0", "data.stain_normalisation=slide"),
+            "has learned with data.stain_normalisation=none, where this run has slide",
+        ),
+        (("trainer.epochs=0", "data.edge_patches=drop"), "learned with data.edge_patches=pad"),
     ],
 )
 def test_weights_that_cannot_be_taken_are_told(
@@ -216,6 +241,39 @@ def test_weights_that_cannot_be_taken_are_told(
     taken = ("pretraining=patches", f"pretraining.run={run}")
     with told(said):
         trained(tmp_path, *CROPS, *taken, *overrides)
+
+
+def test_a_network_of_single_patches_sees_them_as_it_has_learned(run: Path, tmp_path: Path) -> None:
+    taken = ("pretraining=patches", f"pretraining.run={run}/pretraining", *CROPS)
+    other = (*taken, "data.edge_patches=resize")
+    with told("has learned with data.edge_patches=pad, where this run has resize"):
+        trained(tmp_path / "both", *other, "model.context.with_single=true")
+    trained(tmp_path / "one", *other)  # learns on, also what edges look like
+
+
+def test_a_run_that_has_not_ended_is_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "killed")
+    (tmp_path / "killed" / "results.json").unlink()
+    taken = (*CROPS, "pretraining=patches", f"pretraining.run={tmp_path}/killed")
+    with told("killed holds no results.json: it failed, was killed or runs still. Let it end, or"):
+        trained(tmp_path / "one", *taken)
+    trained(tmp_path / "two", *taken[:-1], f"{taken[-1]}/checkpoints/best.ckpt")
+
+
+def test_a_judgement_that_goes_on_says_how_its_network_has_learned(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "first")
+    taken = (*CROPS, "pretraining=patches", f"pretraining.run={tmp_path}/first")
+    recipe = (*taken, "trainer.epochs=0", "optimizer=adamw", f"cache={tmp_path}/cache")
+    own = trained(tmp_path, *recipe)
+    files = [own / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    before = [torch.load(file, weights_only=True)["hyper_parameters"] for file in files]
+    assert before[0]["optimizer"]["name"] == "sgd"
+    (own / "results.json").unlink()
+    shutil.rmtree(tmp_path / "first")
+    train(config_of(*TINY, *write_tissue(tmp_path), *QUICK, *recipe), own)
+    assert [torch.load(file, weights_only=True)["hyper_parameters"] for file in files] == before
 
 
 def test_a_run_goes_on_without_the_one_that_it_began_with(run: Path, tmp_path: Path) -> None:
@@ -229,6 +287,8 @@ def test_a_run_goes_on_without_the_one_that_it_began_with(run: Path, tmp_path: P
     train(config, own)
     after = torch.load(own / "checkpoints" / "last.ckpt", weights_only=True)
     assert after["global_step"] == 2 * before["global_step"]
+    begun = after["hyper_parameters"]["model"]["weights"]
+    assert begun == f"pretraining.run={tmp_path}/first"
 
 
 def test_weights_that_know_patients_of_dev_or_test_are_refused(run: Path, tmp_path: Path) -> None:
@@ -323,7 +383,7 @@ def test_a_grid_is_judged_with_the_network_of_single_patches_and_without(tmp_pat
     one = trained(tmp_path / "one", *taken)
     assert_equal(network_of(one), network_of(first))
     assert not predictions(one, "test")["proba"].equals(predictions(first, "test")["proba"])
-    with told("has another network: model.context.name=grid"):
+    with told("has another network: model.context.name=grid, where this one has none"):
         trained(tmp_path / "none", *taken, "model.context.name=none")
     with told("model.context.with_single=true needs images"):
         config_of(*TINY, *grid, *frozen, "model.context.with_single=true")
