@@ -440,7 +440,7 @@ FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
         ([*JUDGED], "optimizer.lr", "optimizer.lr has no effect, since trainer.epochs=0"),
         ([*JUDGED], "data.augment.turns", "since trainer.epochs=0 learns nothing"),
         ([*JUDGED], "scheduler", "scheduler has no effect, since trainer.epochs=0"),
-        ([*JUDGED], "model.frozen_batchnorm", "model.frozen_batchnorm has no effect, since trainer"),
+        ([*JUDGED], "model.frozen_batchnorm", "model.frozen_batchnorm has no effect, since"),
         ([*JUDGED], "model.test_time_augmentation", None),
         (["experiment=context"], "model.weights", None),
         (["experiment=context", "pretraining.run=a"], "pretraining.epochs", "run=a is taken"),
