@@ -1,6 +1,6 @@
 """The leaderboard of a sweep as a page: ranking, folds, varied values, failed jobs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -107,28 +107,39 @@ def difference_text(
     return interval_text(configuration.differences[split][metric], sign="+")
 
 
-def _differences(board: Leaderboard, split: str) -> DataTable:
-    rows = [
-        {
-            "rank": rank,
-            **_varied(configuration, board),
-            **{LABELS[name]: difference_text(configuration, split, board, name) for name in SHOWN},
-        }
-        for rank, configuration in enumerate(board.ranked, start=1)
-    ]
-    return DataTable(f"Differences on {split}", "Difference with its interval.", pd.DataFrame(rows))
-
-
 def _metrics(board: Leaderboard, split: str) -> DataTable:
+    caption = "Value with its interval."
+    return _by_metric(
+        f"Metrics of {split}",
+        caption,
+        board,
+        lambda configuration, name: interval_text(configuration.metrics[split][name]),
+    )
+
+
+def _differences(board: Leaderboard, split: str) -> DataTable:
+    caption = "Difference with its interval."
+    return _by_metric(
+        f"Differences on {split}",
+        caption,
+        board,
+        lambda configuration, name: difference_text(configuration, split, board, name),
+    )
+
+
+def _by_metric(
+    title: str, caption: str, board: Leaderboard, text: Callable[[Configuration, str], str]
+) -> DataTable:
+    """A row for each configuration, with the text of each metric that is shown."""
     rows = [
         {
             "rank": rank,
             **_varied(configuration, board),
-            **{LABELS[name]: interval_text(configuration.metrics[split][name]) for name in SHOWN},
+            **{LABELS[name]: text(configuration, name) for name in SHOWN},
         }
         for rank, configuration in enumerate(board.ranked, start=1)
     ]
-    return DataTable(f"Metrics of {split}", "Value with its interval.", pd.DataFrame(rows))
+    return DataTable(title, caption, pd.DataFrame(rows))
 
 
 def _folds(divided: list[Configuration], board: Leaderboard, split: str) -> DataTable:
