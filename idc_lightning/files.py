@@ -78,6 +78,11 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def count_files(folder: Path) -> int:
+    """Number of files in a folder and in those below it."""
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
 def taken(folder: Path) -> int:
     """Bytes that the files of a folder take on the disk; of a sparse file only what is written."""
     found = [path.stat() for path in folder.rglob("*") if path.is_file()]

@@ -47,7 +47,7 @@ from idc_lightning.results.summary import (
 )
 from idc_lightning.resume import WORD
 from idc_lightning.trainer import resolve_accelerator, resolve_precision
-from idc_lightning.training import build_data, build_model, fit
+from idc_lightning.training import build_data, build_model, check_monitors, fit
 
 JUDGED = ("dev", "test")
 
@@ -75,11 +75,14 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = ranks.place_of(config.trainer, accelerator)
     # First, so that a wrong name of a network is told before a large data set is made ready.
     model = build_model(config)
-    start = None if last_checkpoint(folder).is_file() else read_start(config)
+    begun = last_checkpoint(folder).is_file()
+    start = None if begun else read_start(config)
     data = build_data(config, place)
     data.prepare_data()
     data.setup()
     check_patients(config.report, data.table)
+    if not begun:
+        check_monitors(config, data.table)
     out.print(data_table(data.summary()))
     for note in [*data.notes(), *features_note(config)]:
         out.print(note, highlight=False, markup=False)

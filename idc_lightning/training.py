@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import lightning
+import pandas as pd
 
 from idc_lightning import ranks
 from idc_lightning.checkpoints import first_step, last_checkpoint
 from idc_lightning.classifier import IDCClassifier
 from idc_lightning.config import Config
-from idc_lightning.data.datamodule import IDCDataModule, Ready
+from idc_lightning.data.datamodule import IDCDataModule, Ready, lacking_classes
+from idc_lightning.errors import IDCError
 from idc_lightning.frozen import block_steps
 from idc_lightning.trainer import build_trainer
 
@@ -31,6 +33,32 @@ def build_data(config: Config, place: ranks.Place, ready: Ready | None = None) -
         block=block_steps(config, place.world),
         ready=ready,
     )
+
+
+def check_monitors(config: Config, table: pd.DataFrame) -> None:
+    """Raise an IDCError if dev can't tell by a monitored metric which epoch is the best.
+
+    Args:
+        config: Of the run.
+        table: The table of the store.
+    """
+    lacking = lacking_classes(table, "dev")
+    if not lacking or config.trainer.epochs == 0:
+        return
+    monitors = {"callbacks.checkpoint.monitor": config.callbacks.checkpoint.monitor}
+    if config.callbacks.early_stopping is not None:
+        monitors["callbacks.early_stopping.monitor"] = config.callbacks.early_stopping.monitor
+    for key, metric in monitors.items():
+        if metric != "dev/loss":
+            raise IDCError(
+                f"dev has no {lacking[0]} patch, so {metric} doesn't tell which epoch is the best: "
+                f"take another split, or {key}=dev/loss"
+            )
+    if config.sweep.study is not None and config.sweep.metric != "brier":
+        raise IDCError(
+            f"dev has no {lacking[0]} patch, so its {config.sweep.metric} doesn't tell which job "
+            "is the best: take another split, or sweep.metric=brier"
+        )
 
 
 def fit(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers_data import Patch, data_config, make_patches, pixels_of, split_config, tissue
+from helpers_model import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -92,6 +94,29 @@ def test_the_nested_copy_is_left_out(tmp_path: Path, above: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("gone", ["1/0/1_idx5_x1_y1_class0.png", "1", "../counts.json", "."])
+def test_what_a_cleaner_took_of_it_is_told(tmp_path: Path, gone: str) -> None:
+    root = unpack(zipped(tmp_path / "set.zip", members()), tmp_path / "cache")
+    assert left_out(root) == []
+    path = root / gone
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with told(f"parts of {root.parent} are gone or damaged: delete this folder"):
+        left_out(root)
+
+
+def test_a_zip_may_lie_at_a_place_that_is_no_text(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/Universit\xe4t"))
+    try:
+        place.mkdir()
+    except OSError:
+        pytest.skip("the file system takes names of text only")
+    root = unpack(zipped(place / "set.zip", members()), tmp_path / "cache")
+    assert below(root) == sorted(members())
+
+
 def test_only_patches_are_unpacked(tmp_path: Path) -> None:
     others = {
         "readme.txt": b"x",
@@ -127,7 +152,7 @@ def test_nothing_is_written_outside_the_cache(tmp_path: Path, name: str) -> None
     path = zipped(home / "set.zip", {name.replace("ROOT", str(tmp_path)): b"evil", **members()})
     root = unpack(path, home / "cache")
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]
-    known = {path, root.parent / "left_out.json"}
+    known = {path, root.parent / "counts.json"}
     assert all(file in known or file.is_relative_to(root) for file in files)
     assert read_index(root).table["patient_id"].isin(["1", "007"]).all()
     assert not list(Path("/0").glob("evil*"))

@@ -123,7 +123,7 @@ def test_draws_are_resamples_of_whole_patients(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_intervals_are_students_on_the_scale_of_the_logit() -> None:
-    drawn = Drawn({"f1": np.array([0.7, 0.5, 0.8, np.nan, 0.6])}, patients=3, patches=99)
+    drawn = Drawn({"f1": np.array([0.7, 0.5, 0.8, np.nan, 0.6])}, {"f1": 3}, patients=3, patches=99)
     spread = np.std(np.log([0.5 / 0.5, 0.8 / 0.2, 0.6 / 0.4]), ddof=1)
     reach = stats.t.ppf(0.9, 2) * np.sqrt(3 / 2) * spread
     centre = np.log(0.7 / 0.3)
@@ -134,7 +134,10 @@ def test_intervals_are_students_on_the_scale_of_the_logit() -> None:
 
 
 def test_the_end_of_the_scale_is_within_half_a_patch() -> None:
-    drawn = Drawn({"f1": np.ones(9), "recall": np.array([1, 1, 0, 1.0])}, patients=3, patches=50)
+    bearing = {"f1": 3, "recall": 3}
+    drawn = Drawn(
+        {"f1": np.ones(9), "recall": np.array([1, 1, 0, 1.0])}, bearing, patients=3, patches=50
+    )
     found = drawn.intervals(0.95)
     assert (found["f1"].low, found["f1"].high) == (pytest.approx(0.99), 1)
     assert found["recall"].low is not None
@@ -143,15 +146,15 @@ def test_the_end_of_the_scale_is_within_half_a_patch() -> None:
 
 
 def test_differences_are_students_of_paired_draws() -> None:
-    one = Drawn({"f1": np.array([0.7, 0.5, 0.8, 0.6])}, patients=4, patches=99)
-    two = Drawn({"f1": np.array([0.6, 0.45, 0.6, np.nan])}, patients=4, patches=99)
+    one = Drawn({"f1": np.array([0.7, 0.5, 0.8, 0.6])}, {"f1": 4}, patients=4, patches=99)
+    two = Drawn({"f1": np.array([0.6, 0.45, 0.6, np.nan])}, {"f1": 4}, patients=4, patches=99)
     reach = stats.t.ppf(0.975, 3) * np.sqrt(4 / 3) * np.std([0.05, 0.2], ddof=1)
     (found,) = one.differences(two, 0.95).values()
     assert found.value == pytest.approx(0.1)
     assert (found.low, found.high) == pytest.approx((0.1 - reach, 0.1 + reach))
     (same,) = one.differences(one, 0.95).values()
     assert same == Interval(0, 0, 0)
-    worst = Drawn({"f1": np.array([0.1, 1, 0, 0])}, patients=4, patches=99)
+    worst = Drawn({"f1": np.array([0.1, 1, 0, 0])}, {"f1": 4}, patients=4, patches=99)
     (bounded,) = worst.differences(one, 0.95).values()
     assert (bounded.low, bounded.high) == (-1, pytest.approx(1))
 
@@ -222,37 +225,41 @@ def test_pooled_metrics_are_the_values_without_intervals() -> None:
 
 
 def test_draws_without_a_class_are_left_out() -> None:
-    # Each draw of one patient alone has one class only.
-    data = (np.array([0, 1]), np.array([0.1, 0.9]), np.array(["a", "b"]))
+    # Draws of patients of one kind have one class only.
+    data = (np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]), np.array(["a", "b", "c", "d"]))
     for name in ("auroc", "recall"):
         found = run(data)[name]
-        assert (found.value, found.low, found.high) == (1, pytest.approx(1 - 0.5 / 2), 1)
+        assert (found.value, found.low, found.high) == (1, pytest.approx(1 - 0.5 / 4), 1)
 
 
 def test_a_metric_that_hangs_on_one_of_several_patients_has_no_interval() -> None:
-    # In b nothing is called IDC, so that precision is that of a in each draw that has it.
-    true, patients = np.array([1, 0, 0, 1, 0]), np.array(["a", "a", "a", "b", "b"])
-    found = run((true, np.array([0.9, 0.8, 0.7, 0.2, 0.1]), patients))
+    # In b and c nothing is called IDC; IDC is in a and b, healthy tissue in all of them.
+    true = np.array([1, 0, 0, 1, 0, 0])
+    patients = np.array(["a", "a", "a", "b", "b", "c"])
+    proba = np.array([0.9, 0.8, 0.7, 0.2, 0.1, 0.3])
+    found = run((true, proba, patients))
     assert found["precision"] == Interval(pytest.approx(1 / 3), None, None)
-    assert found["recall"].low is not None
-    # Equal models differ by nothing, and that is certain.
-    calls = [np.array([True, True, third, False, False]) for third in (True, False)]
-    proba = np.linspace(0.9, 0.1, 5)
+    assert {name for name in NAMES if found[name].low is None} == {"precision"}
+    # Equal models differ by nothing, also where that is known of one patient only.
+    calls = [np.array([True, True, third, False, False, False]) for third in (True, False)]
     one, two = (drawn_metrics(true, proba, each, patients, draws=99, seed=0) for each in calls)
-    assert one.differences(one, 0.95)["precision"] == Interval(0, 0, 0)
+    assert one.differences(one, 0.95)["recall"] == Interval(0, 0, 0)
     assert one.differences(two, 0.95)["precision"] == Interval(pytest.approx(-1 / 6), None, None)
 
 
-def test_rounding_is_no_interval() -> None:
-    # Only a has IDC, above all other patients: its average precision is the same in each draw.
-    rng = np.random.default_rng(0)
-    true, patients = (rng.random(60) < 0.5).astype(np.int64), np.repeat(["a", "b", "c"], 20)
-    true[20:] = 0
-    proba = rng.random(60)
-    proba[20:] *= proba[:20].min()
-    found = run((true, proba, patients))["average_precision"]
-    assert found.value is not None
-    assert found.low is found.high is None
+@pytest.mark.parametrize("found", [True, False])
+def test_all_or_nothing_in_a_single_patient_is_not_sure(found: bool) -> None:
+    # Only a has IDC, all of it found or all of it missed; c has a false alarm.
+    true, patients = np.repeat([1, 0, 0], 500), np.repeat(["a", "b", "c"], 500)
+    proba = np.where(true == 1, 0.9 if found else 0.1, 0.2)
+    proba[-1] = 0.8
+    metrics = run((true, proba, patients))
+    assert metrics["recall"] == Interval(float(found), None, None)
+    for name in ("auroc", "average_precision", "balanced_accuracy"):
+        assert metrics[name].value is not None
+        assert metrics[name].low is metrics[name].high is None
+    for name in ("specificity", "f1", "brier"):
+        assert metrics[name].low is not None
 
 
 def test_a_single_patient_has_no_interval() -> None:
@@ -265,7 +272,7 @@ def test_a_single_patient_has_no_interval() -> None:
 
 
 def test_no_defined_draw_leaves_the_value_alone() -> None:
-    data = (np.array([0, 1]), np.array([0.1, 0.9]), np.array(["a", "b"]))
+    data = (np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]), np.array(["a", "b", "c", "d"]))
     seed = next(s for s in range(99) if np.random.default_rng(s).multinomial(2, [0.5, 0.5])[0] != 1)
     assert run(data, draws=1, seed=seed)["auroc"] == Interval(1.0, None, None)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from helpers_command import SMALL, Command, Ended
-from helpers_model import config_of
+from helpers_model import TINY, config_of, told, write_tissue
 from helpers_process import TRAIN, run_script
+from helpers_runs import QUICK
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -25,6 +27,7 @@ from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.split import read_splits, split_hash
 from idc_lightning.metrics import idc_probability
 from idc_lightning.results.sealed import read_results
+from idc_lightning.train import train
 
 NAMES = {
     "f1",
@@ -393,3 +396,21 @@ def test_a_net_that_overfits_learns_by_heart(
     rows = pd.read_csv(tmp_path / "run" / "metrics.csv")
     # Batches of 16 make single epochs worse, whichever way the hardware rounds.
     assert rows["train/f1"].dropna().iloc[-10:].median() > 0.99
+
+
+def test_dev_without_a_class_chooses_no_epoch_but_by_the_loss(tmp_path: Path) -> None:
+    tissue = write_tissue(tmp_path)
+    for patient in ("104", "105"):
+        shutil.rmtree(tmp_path / "tissue" / patient / "1")
+    small = (*TINY, *tissue, *QUICK, "trainer.epochs=1")
+    by_loss = (*small, "callbacks.checkpoint.monitor=dev/loss")
+    with told("dev has no IDC patch, so dev/f1 doesn't tell which epoch", "monitor=dev/loss"):
+        train(config_of(*small), tmp_path / "run")
+    with told("dev/auroc doesn't tell", "callbacks.early_stopping.monitor=dev/loss"):
+        stops = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=dev/auroc")
+        train(config_of(*by_loss, *stops), tmp_path / "run")
+    with told("dev has no IDC patch, so its f1 doesn't tell which job is the best"):
+        train(config_of(*by_loss, "sweep.study=x", "sweep.trial=0"), tmp_path / "run")
+    results = train(config_of(*by_loss), tmp_path / "run")
+    assert results["notes"][-1].startswith("dev has no IDC patch, so that temperature, bias and")
+    assert (results["temperature"], results["bias"], results["threshold"]) == (1, 0, 0.5)

@@ -7,6 +7,7 @@ second copy isn't; so nothing in an archive can write outside the cache.
 import hashlib
 import json
 import lzma
+import os
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -14,12 +15,15 @@ from pathlib import Path, PurePosixPath
 from idc_lightning.data.decode import LARGEST
 from idc_lightning.data.grid import FILE_NAME
 from idc_lightning.errors import IDCError, listed
-from idc_lightning.files import made_once, write_text
+from idc_lightning.files import count_files, made_once, write_text
 from idc_lightning.progress import watched
 
 PATIENTS = "patients"
-LEFT_OUT = "left_out.json"
-"""Below an archive's folder: the patients' folders, and numbers of what wasn't unpacked."""
+COUNTS = "counts.json"
+"""Below an archive's folder: the patients' folders, and numbers of what was unpacked or wasn't."""
+
+UNPACKED = "patches"
+"""Name of the former among these numbers."""
 
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -48,7 +52,7 @@ def unpack(archive: Path, cache: Path) -> Path:
     """
     state = archive.stat()
     key = hashlib.sha256(
-        f"{archive.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode()
+        os.fsencode(archive.resolve()) + f"|{state.st_size}|{state.st_mtime_ns}".encode()
     ).hexdigest()[:16]
     folder = cache / "archives" / f"{archive.stem}-{key}"
     with made_once(folder) as partial:
@@ -64,12 +68,16 @@ def left_out(root: Path) -> list[str]:
         root: What `unpack` returned.
 
     Raises:
-        IDCError: If the note of them is gone.
+        IDCError: If patches of the archive, or their number, are gone.
     """
+    gone = f"parts of {root.parent} are gone or damaged: delete this folder"
     try:
-        counts = json.loads((root.parent / LEFT_OUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise IDCError(f"parts of {root.parent} are gone or damaged: delete this folder") from error
+        counts = json.loads((root.parent / COUNTS).read_text(encoding="utf-8"))
+        unpacked = counts.pop(UNPACKED)
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise IDCError(gone) from error
+    if count_files(root) < unpacked:
+        raise IDCError(gone)
     return [f"left out {count:,} {kind} of the archive" for kind, count in counts.items() if count]
 
 
@@ -77,7 +85,7 @@ def _extract(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
             members, counts = _patches(archive, file.infolist())
-            write_text(folder / LEFT_OUT, json.dumps(counts))
+            write_text(folder / COUNTS, json.dumps(counts))
             for member in watched(members, f"unpacking {archive.name}"):
                 target = folder.joinpath(PATIENTS, *PurePosixPath(member.filename).parts[-3:])
                 _write(target, file.read(member))
@@ -124,6 +132,7 @@ def _patches(
     chosen = [member for above, member in found if above == outermost]
     files = sum(not member.is_dir() for member in members)
     return chosen, {
+        UNPACKED: len({PurePosixPath(member.filename) for member in chosen}),
         "patches in a nested copy": len(found) - len(chosen),
         "files that are no patches": files - len(found),
     }

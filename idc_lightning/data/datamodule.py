@@ -189,7 +189,11 @@ class IDCDataModule(lightning.LightningDataModule):
         """One line on each kind of patch that was left out or changed."""
         split = split_notes(self.splits, self.index.table, self.split)
         source = self._source.notes if self._source else ()
-        return [*source, *self.index.notes(), *split, *self.store.notes()]
+        lacking = [
+            f"dev has no {name} patch, so that temperature, bias and threshold aren't fitted"
+            for name in lacking_classes(self.table, "dev")
+        ]
+        return [*source, *self.index.notes(), *split, *self.store.notes(), *lacking]
 
     def summary(self) -> pd.DataFrame:
         """Patients, patches and IDC share of each split, one row each."""
@@ -432,10 +436,15 @@ def _check_classes(table: pd.DataFrame) -> None:
                 f"no patch of {name} is left: check data.sample, data.edge_patches and "
                 "data.on_broken"
             )
-    targets = table.loc[table["split"] == "train", "target"].unique()
-    for target, name in enumerate(CLASSES):
-        if target not in targets:
-            raise IDCError(
-                f"train has no {name} patch, so nothing can be learned: take another "
-                "split or add patients"
-            )
+    lacking = lacking_classes(table, "train")
+    if lacking:
+        raise IDCError(
+            f"train has no {lacking[0]} patch, so nothing can be learned: take another split or "
+            "add patients"
+        )
+
+
+def lacking_classes(table: pd.DataFrame, split: str) -> list[str]:
+    """Names of the classes of which a split has no patch."""
+    targets = table.loc[table["split"] == split, "target"].unique()
+    return [name for target, name in enumerate(CLASSES) if target not in targets]

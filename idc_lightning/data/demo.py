@@ -121,6 +121,11 @@ def make_demo(
         raise IDCError(f"can't write the demo to {root}: {error.strerror}") from error
 
 
+def patches_of_demo(*, patients: int, patches: int | None, seed: int) -> int:
+    """Number of patches that `make_demo` writes."""
+    return sum(patient.patches for patient in _draw_cohort(patients, patches, seed))
+
+
 def _check(patients: int, patches: int | None, seed: int) -> None:
     most = _IDS[1] - _IDS[0]
     if not 1 <= patients <= most:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from idc_lightning.config import AnyData, DemoDataConfig
 from idc_lightning.data.archive import left_out, unpack
-from idc_lightning.data.demo import DRAWING, make_demo
+from idc_lightning.data.demo import DRAWING, make_demo, patches_of_demo
 from idc_lightning.data.kaggle import download
 from idc_lightning.errors import IDCError
-from idc_lightning.files import made_once
+from idc_lightning.files import count_files, made_once
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _demo(data: DemoDataConfig, cache: Path) -> Path:
     """Folder of the demo tissue, made on first use.
 
     Raises:
-        IDCError: If it can't be made, or patients were deleted since.
+        IDCError: If it can't be made, or patches were deleted since.
     """
     size = f"{data.patients}-patients_{data.patches or 'drawn'}-patches"
     folder = cache / "demo" / f"{size}_seed-{data.seed}_drawing-{DRAWING}"
@@ -67,6 +67,7 @@ def _demo(data: DemoDataConfig, cache: Path) -> Path:
                 partial / "tissue", patients=data.patients, patches=data.patches, seed=data.seed
             )
     tissue = folder / "tissue"
-    if not tissue.is_dir() or sum(1 for _ in tissue.iterdir()) < data.patients:
+    drawn = patches_of_demo(patients=data.patients, patches=data.patches, seed=data.seed)
+    if count_files(tissue) < drawn:
         raise IDCError(f"parts of the demo tissue in {folder} are gone: delete this folder")
     return tissue

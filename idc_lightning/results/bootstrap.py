@@ -27,16 +27,12 @@ CHUNK = 2_000_000
 """Numbers (draws x patches) that are computed at a time, to bound the memory."""
 
 
-ROUNDING = 1e-12
-"""By how much values differ at most that only rounding tells apart."""
-
-
 @dataclass(frozen=True)
 class Interval:
     """A metric and its interval; None where it is undefined, as AUROC without IDC.
 
     Its ends are None, too, where nothing is known of other patients: there is only one, or one
-    alone decides the metric, which is then the same in all draws.
+    without whom the metric would be undefined, as recall with IDC in a single patient.
     """
 
     value: float | None
@@ -52,11 +48,14 @@ class Drawn:
         values: f1, balanced_accuracy, precision, recall, specificity, auroc, average_precision and
             brier (the mean squared difference of probability and label), float64 [1 + draws] each,
             first that of the patches themselves; NaN where undefined.
+        bearing: By metric, the number of patients of whom at least one is needed to define it; of
+            those of whom it needs two kinds, as AUROC does, that of the rarer kind.
         patients: How many patients there are.
         patches: How many patches.
     """
 
     values: Mapping[str, Floats]
+    bearing: Mapping[str, int]
     patients: int
     patches: int
 
@@ -69,7 +68,8 @@ class Drawn:
         # No value is nearer to 0 or 1 than half a patch, where the logit has no end.
         least = 0.5 / self.patches
         return {
-            name: self._interval(values, confidence, least) for name, values in self.values.items()
+            name: self._interval(values, confidence, self.bearing[name], least)
+            for name, values in self.values.items()
         }
 
     def differences(self, other: "Drawn", confidence: float) -> dict[str, Interval]:
@@ -80,27 +80,29 @@ class Drawn:
             confidence: As of `intervals`.
         """
         return {
-            name: self._interval(values - other.values[name], confidence)
+            name: self._interval(
+                values - other.values[name],
+                confidence,
+                min(self.bearing[name], other.bearing[name]),
+            )
             for name, values in self.values.items()
         }
 
-    def _interval(self, values: Floats, confidence: float, least: float | None = None) -> Interval:
+    def _interval(
+        self, values: Floats, confidence: float, bearing: int, least: float | None = None
+    ) -> Interval:
         """The first value with the interval that follows from the others.
 
         Args:
             values: Float64 [1 + draws].
             confidence: As of `intervals`.
+            bearing: How many patients define it.
             least: On the scale of the logit, the value nearest to 0; None for differences.
         """
         value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
         if not np.isfinite(value):
             return Interval(None, None, None)
-        if len(draws) < 2:
-            return Interval(value, None, None)
-        # Draws that agree hang on a single patient, such as the only one with calls for precision,
-        # unless there is nothing to differ by: no errors, or equal models.
-        ends = (0.0,) if least is None else (0.0, 1.0)
-        if np.ptp(draws) <= ROUNDING and min(abs(value - end) for end in ends) > ROUNDING:
+        if bearing < 2 or len(draws) < 2:
             return Interval(value, None, None)
         n = self.patients
         width = stdtrit(n - 1, 0.5 + confidence / 2) * np.sqrt(n / (n - 1))
@@ -171,7 +173,8 @@ def drawn_metrics(
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     weights = np.vstack([np.ones(len(names)), drawn])
     values = _weighted_metrics(true, proba, called, patient, weights)
-    return Drawn(values, patients=len(names), patches=len(true))
+    bearing = _bearing(true, called, patient)
+    return Drawn(values, bearing, patients=len(names), patches=len(true))
 
 
 def pooled_metrics(
@@ -201,6 +204,27 @@ def _weighted_metrics(
         **_threshold_metrics(true, called, patient, weights),
         **_ranking_metrics(true, proba, patient, weights),
         "brier": _brier_score(true, proba, patient, weights),
+    }
+
+
+def _bearing(
+    true: npt.NDArray[np.int64], called: npt.NDArray[np.bool_], patient: npt.NDArray[np.intp]
+) -> dict[str, int]:
+    """As of `Drawn`."""
+
+    def having(chosen: npt.NDArray[np.bool_]) -> int:
+        return len(np.unique(patient[chosen]))
+
+    idc, healthy = having(true == 1), having(true == 0)
+    return {
+        "f1": having((true == 1) | called),
+        "balanced_accuracy": min(idc, healthy),
+        "precision": having(called),
+        "recall": idc,
+        "specificity": healthy,
+        "auroc": min(idc, healthy),
+        "average_precision": idc,
+        "brier": having(np.full(len(true), True)),
     }
 
 
