@@ -651,6 +651,7 @@ class Config(CommandConfig):
             self._idle_learning(typed)
             or self._idle_rate(typed)
             or self._idle_search(typed)
+            or self._idle_network(typed)
             or self._idle_features(typed)
             or self._idle_context(typed)
             or _idle_sensitivity(self.results.threshold, typed)
@@ -668,6 +669,14 @@ class Config(CommandConfig):
         idle = sorted(key for key in typed if key.startswith(OF_SEARCH))
         if idle and (self.sweep.study is None or self.sweep.trial is None):
             return f"{idle[0]} has no effect without a search: add hydra/sweeper=optuna"
+        return None
+
+    def _idle_network(self, typed: AbstractSet[str]) -> str | None:
+        """A line on a value of a part that the network hasn't."""
+        if "model.head.dropout" in typed and not self.model.head.hidden:
+            return "model.head.dropout has no effect, since model.head.hidden=[] has no layers"
+        if "model.frozen_batchnorm" in typed and not self.model.freeze_backbone:
+            return "model.frozen_batchnorm has no effect: add model.freeze_backbone=true"
         return None
 
     def _idle_features(self, typed: AbstractSet[str]) -> str | None:
@@ -715,6 +724,11 @@ class Config(CommandConfig):
                 f"optimizer.lr has no effect, since scheduler={scheduler} sets the rate: give "
                 "scheduler.max_lr, or take scheduler=cosine or scheduler=none"
             )
+        if "optimizer.momentum" in typed and sets_momentum(self.scheduler):
+            return (
+                "optimizer.momentum has no effect, since scheduler.cycle_momentum sets it: add "
+                "scheduler.cycle_momentum=null"
+            )
         rates = sorted(typed & {"optimizer.lr", "scheduler.base_lr", "scheduler.max_lr"})
         if rates and search is not None and search.apply:
             return (
@@ -744,6 +758,11 @@ class Config(CommandConfig):
         if self.scheduler.name not in BOUND:
             del values["trainer"]["epochs"]
         return _hash(values)
+
+
+def sets_momentum(scheduler: AnyScheduler) -> bool:
+    """Whether a scheduler moves the momentum, too."""
+    return isinstance(scheduler, CyclicConfig) and scheduler.cycle_momentum is not None
 
 
 def with_highest_rate(

@@ -30,6 +30,9 @@ def terminable() -> Iterator[None]:
     """Let SIGTERM raise `Terminated` in the block.
 
     Signals come to the first thread of a process only; elsewhere the block is as without it.
+
+    Raises:
+        Terminated: Also at the end of a block that failed while SIGTERM was deferred.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,7 +41,12 @@ def terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _receive)
     try:
         yield
+    except BaseException as error:
+        if _State.deferred and _State.received is not None:
+            raise Terminated(CODE) from error
+        raise
     finally:
+        _State.deferred = False
         signal.signal(signal.SIGTERM, before)
 
 

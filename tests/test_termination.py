@@ -72,6 +72,31 @@ def test_a_block_forgets_the_signal_of_the_one_before() -> None:
         end_if_received()
 
 
+def fail_while_an_end_is_put_off(*, told: bool) -> None:
+    with terminable():
+        defer()
+        if told:
+            told_to_end()
+        raise LookupError
+
+
+def test_a_block_that_fails_while_an_end_is_put_off_ends_for_it() -> None:
+    with pytest.raises(Terminated):
+        fail_while_an_end_is_put_off(told=True)
+
+
+def test_a_block_that_failed_puts_off_no_end_of_the_one_around_it() -> None:
+    def run() -> None:
+        with terminable():
+            with pytest.raises(LookupError):
+                fail_while_an_end_is_put_off(told=False)
+            told_to_end()
+            pytest.fail("it went on")
+
+    with pytest.raises(Terminated):
+        run()
+
+
 def test_a_block_in_another_thread_leaves_signals_alone() -> None:
     def run() -> None:
         with terminable():

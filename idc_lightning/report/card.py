@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from idc_lightning.classifier import IDCClassifier
-from idc_lightning.config import AnyData, DemoDataConfig
+from idc_lightning.config import AnyData, DemoDataConfig, sets_momentum
 from idc_lightning.data.grid import PATCH
 
 LIMITS = (
@@ -36,9 +36,12 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
     origin = {"none": "random weights", "imagenet": "ImageNet weights"}
     begins = origin.get(config.weights, f"weights of {config.weights}")
     learns = "and only the head learned" if config.freeze_backbone else "all of it learned"
-    # Two schedulers set the optimizer's rate themselves.
+    # Two schedulers set the optimizer's rate themselves, one may set its momentum.
     idle = {"lr"} if model.scheduler_config.name in ("cyclic", "onecycle") else set()
-    hidden = "-".join(map(str, config.head.hidden)) or "none"
+    if sets_momentum(model.scheduler_config):
+        idle.add("momentum")
+    hidden = "-".join(map(str, config.head.hidden))
+    head = f"{hidden}, dropout {config.head.dropout:g}" if hidden else "none"
     counts = ", ".join(f"{count} {split}" for split, count in patients.items())
     return {
         "Intended use": "Research on patches of H&E stained breast tissue. Not for diagnosis: it "
@@ -49,7 +52,7 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         "Context": f"A patch shows {PATCH * data.microns_per_pixel / 1000:.2g} mm of tissue and is "
         f"judged {_context(model, data)}.",
         "Network": f"{config.backbone}, began with {begins}, {learns}; hidden layers of the head "
-        f"{hidden}, dropout {config.head.dropout:g}.",
+        f"{head}.",
         "Loss": f"Cross-entropy, class weights {config.loss.class_weights}, label smoothing "
         f"{config.loss.label_smoothing:g}.",
         "Optimizer": _spelt(model.optimizer_config.model_dump(exclude=idle)),
