@@ -6,7 +6,7 @@ change the result may be given anew, and a higher number of epochs.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,14 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from idc_lightning import ranks
 from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.conf_folder import describe, groups_of, keys, unknown_key
 from idc_lightning.config import BOUND, SHOWN, Config, PatchPretrainingConfig, read_config
+from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, write_text
+from idc_lightning.frozen import block_steps
 from idc_lightning.results.run_folders import (
     FAILED,
     KEPT,
@@ -83,6 +86,9 @@ def take_up(words: Sequence[str]) -> Resumed | None:
     idle = config.idle({override.key_or_group for override in typed})
     if idle:
         raise IDCError(idle)
+    problem = _first(_other_steps, config, folder)
+    if problem:
+        raise IDCError(f"can't go on with {folder}: {problem}")
     if config.trainer.epochs != before.trainer.epochs:
         _check_prolonged(folder, before, config)
     elif (folder / RESULTS).is_file():
@@ -127,16 +133,20 @@ def obstacle(config: Config, folder: Path) -> str | None:
     Raises:
         IDCError: If the checkpoint can't be read, or the hardware lacks what is configured.
     """
+    return _first(_obstacle, config, folder)
+
+
+def _first(check: Callable[[Config, Path], str | None], config: Config, folder: Path) -> str | None:
+    """The first problem of the trainings of a run, each with its last checkpoint."""
     trainings = {folder: config}
     if isinstance(config.pretraining, PatchPretrainingConfig):
         trainings[folder / PRETRAINING] = config.of_pretraining(config.pretraining)
-    problems = (_obstacle(of, last_checkpoint(place)) for place, of in trainings.items())
+    lasts = {last_checkpoint(place): of for place, of in trainings.items()}
+    problems = (check(of, last) for last, of in lasts.items() if last.is_file())
     return next((problem for problem in problems if problem), None)
 
 
 def _obstacle(config: Config, last: Path) -> str | None:
-    if not last.is_file():
-        return None
     content = read_checkpoint(last)
     if content.get("course") != config.course():
         return f"{last} was trained with other values than those of its run's .hydra/config.yaml"
@@ -146,7 +156,20 @@ def _obstacle(config: Config, last: Path) -> str | None:
             f"it was trained in {content.get('precision')}, and would be in {computes} on this "
             "machine"
         )
-    return None
+    return _other_steps(config, last)
+
+
+def _other_steps(config: Config, last: Path) -> str | None:
+    """Why a training can't be counted on in the steps in which its last checkpoint has counted."""
+    before = read_checkpoint(last)[IDCDataModule.__qualname__]["block"]
+    processes = ranks.place_of(config.trainer, resolve_accelerator(config.trainer)).world
+    now = block_steps(config, processes)
+    if now == before:
+        return None
+    return (
+        f"it took {before} batches in a step of Lightning and would take {now}: give it the "
+        "data.features and the number of processes (trainer.devices) with which it began"
+    )
 
 
 def _folder(words: Sequence[str]) -> Path:

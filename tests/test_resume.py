@@ -276,6 +276,16 @@ def test_a_run_that_learns_nothing_goes_on_but_is_not_prolonged(
     assert "trainer.epochs=2: a run of trainer.epochs=0 can't be prolonged" in ended.err
 
 
+def test_a_head_does_not_go_on_in_other_steps(command: Command, tmp_path: Path) -> None:
+    head = ("model.freeze_backbone=true", "data.augment.stain_jitter=0", "scheduler=none")
+    assert command(*SMALL, *head, "hydra.run.dir=run").code == 0
+    ended = command("resume=run", "trainer.epochs=2", "data.features=off")
+    assert ended.code == 1
+    assert "it took 50 batches in a step of Lightning and would take 1: give it the" in ended.err
+    assert (tmp_path / "run" / "results.json").is_file()
+    assert command("resume=run", "trainer.epochs=2").code == 0
+
+
 def test_another_precision_is_refused(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

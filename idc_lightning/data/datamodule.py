@@ -400,6 +400,7 @@ class IDCDataModule(lightning.LightningDataModule):
             "patches": {name: len(self.rows(name)) for name in NAMES},
             "seen": self.ready.seen.to_plain(),
             "next": self._next(),
+            "block": self.block,
         }
 
     def _next(self) -> list[int]:
