@@ -33,7 +33,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from idc_lightning.checkpoints import has_begun, has_learned, holds_run
 from idc_lightning.conf_folder import conf_folder, describe
-from idc_lightning.config import AnyCommand, CommandConfig, Config, read_config, refuse_idle
+from idc_lightning.config import (
+    AnyCommand,
+    CommandConfig,
+    Config,
+    read_config,
+    refuse_idle,
+    refuse_misread,
+)
 from idc_lightning.errors import IDCError, listed
 from idc_lightning.files import in_units, write_text
 from idc_lightning.memory import keep_freed_memory
@@ -316,6 +323,7 @@ def _run_job(
     def run() -> None:
         config = read_config(cfg, schema)
         typed = hydra_config.overrides.task
+        refuse_misread(config, typed)
         refuse_idle(config, typed)
         if not sweeps:
             _refuse_sweep(typed)

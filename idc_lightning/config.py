@@ -7,6 +7,7 @@ that a run uses can be read in ``conf/`` and in the run folder's ``.hydra/config
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -92,6 +93,9 @@ OF_LEARNING = (
     "callbacks.checkpoint.monitor",
 )
 """Values that only a training of at least one epoch uses."""
+
+NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?\d+)?", re.IGNORECASE)
+"""What Hydra may take for a number."""
 
 BOUND = ("onecycle", "cosine")
 """Schedulers whose rates depend on the number of epochs."""
@@ -910,6 +914,26 @@ def read_config(cfg: DictConfig, schema: type[AnyCommand]) -> AnyCommand:
         raise IDCError(f"configuration: {error.full_key}: {reason}") from error
     config: AnyCommand = parse(schema, values)
     return config
+
+
+def refuse_misread(config: CommandConfig, overrides: Iterable[str]) -> None:
+    """Raise an IDCError if a name was typed that Hydra took for a number, and spells otherwise.
+
+    Of a folder 2024_01_15 it would look for 20240115.
+    """
+    for override in overrides:
+        key, _, text = override.lstrip("+").partition("=")
+        found: Any = config
+        for part in key.split("."):
+            found = getattr(found, part, None)
+        read = found if isinstance(found, list | tuple) else [found]
+        typed = [each.strip() for each in text.strip("[]").split(",")]
+        for name, word in zip(read, typed, strict=False):
+            if isinstance(name, str | Path) and NUMBER.fullmatch(word) and str(name) != word:
+                raise IDCError(
+                    f"{key}={word} is taken for the number {name}: put the name in quotes, "
+                    f"'{key}=\"{word}\"'"
+                )
 
 
 def refuse_idle(config: CommandConfig, overrides: Iterable[str]) -> None:

@@ -249,7 +249,8 @@ def _check_prolonged(folder: Path, before: Config, config: Config) -> None:
 
 def _unfinished(folder: Path) -> Path:
     """The folder under the name of a run that goes on, without what says that it ended."""
-    (folder / RESULTS).unlink(missing_ok=True)
+    for name in (RESULTS, "report.html"):
+        (folder / name).unlink(missing_ok=True)
     # Not by its error.txt, for which a full disk had no room.
     failed = re.fullmatch(rf"(.+){re.escape(FAILED)}\d*", folder.name)
     if failed is not None:

@@ -203,7 +203,8 @@ def judged_run(
     search = _callback(trainer, LRRangeTest)
     log = folder / "metrics.csv"
     monitor = config.callbacks.checkpoint.monitor
-    training = draw_training(log, folder / "figures", monitor) if log.is_file() else []
+    drawn = config.logger.csv and log.is_file()  # else it may be of fewer epochs
+    training = draw_training(log, folder / "figures", monitor) if drawn else []
     if search is not None and search.picture is not None:
         training = [search.picture, *training]
     return Judged(

@@ -19,6 +19,7 @@ from idc_lightning.config import (
     PredictConfig,
     parse,
     read_config,
+    refuse_misread,
 )
 
 FILES = sorted(conf_folder().rglob("*.yaml"))
@@ -480,3 +481,26 @@ def test_a_value_that_nothing_uses_is_named(
 ) -> None:
     found = config_of(*overrides).idle({typed, "seed"})
     assert found is None if idle is None else found is not None and idle in found
+
+
+@pytest.mark.parametrize(
+    ("typed", "refused"),
+    [
+        ("data.root=2024_01_15", "'data.root=\"2024_01_15\"'"),
+        ("data.root=20240115", None),
+        ("data.root=007", None),
+        ('data.root="2024_01_15"', None),
+        ("data.root=./2024_01_15", None),
+        ("report.patients=[9126_1]", "report.patients=9126_1 is taken for the number 91261"),
+        ("report.patients=[9126,1.10]", "report.patients=1.10 is taken for the number 1.1"),
+        ("report.patients=[9126,007]", None),
+        ("data.sample=20_000", None),
+    ],
+)
+def test_a_name_that_reads_as_another_number_is_refused(typed: str, refused: str | None) -> None:
+    config = config_of("data=idc", typed)
+    if refused is None:
+        refuse_misread(config, [typed])
+    else:
+        with told(refused):
+            refuse_misread(config, [typed])

@@ -283,7 +283,9 @@ def test_a_head_does_not_go_on_in_other_steps(command: Command, tmp_path: Path) 
     assert ended.code == 1
     assert "it took 50 batches in a step of Lightning and would take 1: give it the" in ended.err
     assert (tmp_path / "run" / "results.json").is_file()
+    (tmp_path / "run" / "report.html").write_text("of one epoch")
     assert command("resume=run", "trainer.epochs=2").code == 0
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_another_precision_is_refused(

@@ -189,7 +189,10 @@ def draw_losses(path: Path, curves: Curves) -> Picture:
         )
     parts.append("Train's is taken from augmented patches while the weights still changed.")
     if curves.test is not None:
-        parts.append("Test was judged once, after training, so that it is a point and no curve.")
+        parts.append(
+            "Test was judged once, after training and by all networks and views that judge "
+            "together, so that it is a point and no curve."
+        )
     if smoothed:
         parts.append(f"Thick line below: mean over {smoothed} logged batches.")
     return Picture(path, "Loss", " ".join(parts))
@@ -292,9 +295,10 @@ def draw_dev_metrics(path: Path, curves: Curves) -> Picture:
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
         _legend_beside(axes)
     caption = (
-        "Patches of dev, called IDC from a probability of 0.5 on, before temperature and threshold "
-        "were fitted. Precision and recall move against each other; AUROC doesn't depend on the "
-        "threshold. If the best epoch is the last one, more epochs may help."
+        "Patches of dev, called IDC from a probability of 0.5 on, by the network that learns, "
+        "alone, before temperature and threshold were fitted. Precision and recall move against "
+        "each other; AUROC doesn't depend on the threshold. If the best epoch is the "
+        "last one, more epochs may help."
     )
     return Picture(path, "Metrics of dev by epoch", caption)
 
