@@ -68,10 +68,17 @@ def read_data(config: ExploreConfig) -> Explored:
     splits, notes = try_split(index, config)
     table = index.table
     if config.data.sample is not None:
-        table = sample_patches(table, config.data.sample, seed=config.seed)
+        if not splits.empty:  # idc-train draws among their patients
+            table = table[table["patient_id"].isin(splits.index)].reset_index(drop=True)
+        table = sample_patches(table, config.data.sample, seed=config.seed, crop=config.data.crop)
         notes.append(f"read {len(table):,} of {len(index.table):,} patches: data.sample is set")
     store = open_store(
-        index.root, table, cache=config.cache, everything=index.table, on_broken="skip"
+        index.root,
+        table,
+        cache=config.cache,
+        everything=index.table,
+        on_broken="skip",
+        stain_normalisation=config.data.stain_normalisation,
     )
     store = replace(store, table=store.table.assign(split=store.table["patient_id"].map(splits)))
     findings = find_problems(index, store, source.notes)

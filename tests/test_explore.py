@@ -9,12 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers_command import Command, Ended
-from helpers_data import data_config, make_patches, pixels_of, place_of, real_root, tissue
+from helpers_data import (
+    data_config,
+    make_patches,
+    pixels_of,
+    place_of,
+    real_root,
+    split_config,
+    tissue,
+)
 from helpers_model import told
 from PIL import Image
 
 import idc_lightning.report.exploration as exploration
 from idc_lightning.config import ReportConfig
+from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.data.grid import PATCH
 from idc_lightning.data.health import what_stops_training
 from idc_lightning.data.split import read_splits
@@ -313,3 +322,39 @@ def test_gaps_of_real_tissue(tmp_path: Path, run: Run) -> None:
     assert rows.loc["9126", "gaps"] == 299  # a slide full of holes
     assert rows.loc["9228", "gaps"] == 0
     assert rows["width_mm"].between(4, 16).all()
+
+
+def test_a_sample_is_that_of_training(tmp_path: Path, run: Run) -> None:
+    named = {"8865": "train", "8867": "dev", "8864": "test"}
+    make_patches(tmp_path / "data", tissue(dict.fromkeys([*named, "9999"], (30, 20))))
+    run("split=cruz_roa_2014", "data.sample=40", "data.crop=3", "report=none", "cache=cache")
+    data = data_config(root=f"{tmp_path}/data", sample=40, crop=3)
+    trains = IDCDataModule(data, split_config("cruz_roa_2014"), seed=0, cache=tmp_path / "cache")
+    trains.setup()
+    shown = pd.read_csv(tmp_path / "out" / "split_comparison.csv").set_index("split")
+    assert shown["patches"].drop("all").to_dict() == {
+        row["split"]: row["patches"] for row in trains.summary().to_dict("records")
+    }
+    assert patients(tmp_path)["patches"].sum() == shown.loc["all", "patches"]
+
+
+def test_the_preview_normalises_stains_as_training_does(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_patches(tmp_path / "data", tissue(USUAL))
+    drawn: list[dict[str, Any]] = []
+    picture = exploration.draw_augmentation
+
+    def keep(path: Path, views: dict[str, Any], names: Any) -> Picture:
+        drawn.append(views)
+        return picture(path, views, names)
+
+    monkeypatch.setattr(exploration, "draw_augmentation", keep)
+    for normalised in ("none", "slide"):
+        how = f"data.stain_normalisation={normalised}"
+        run(how, "report.patients=[]", "report.gallery=2", f"hydra.run.dir={normalised}")
+    none, slide = (np.stack(views["evaluation"]) for views in drawn)
+    np.testing.assert_array_equal(none, np.stack(drawn[1]["file"]))
+    assert (none != slide).any()
+    page = (tmp_path / "slide" / "report.html").read_text(encoding="utf-8")
+    assert "data.stain_normalisation=slide" in page

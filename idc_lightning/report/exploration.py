@@ -273,9 +273,13 @@ def augmentation(explored: Explored, config: ExploreConfig, figures: Path) -> Se
     rows = previewed(explored.store.table, config)
     paths = [explored.root / path for path in rows["path"]]
     views = {"file": [read_patch(path) for path in paths]}
-    seen = explored.store.read(rows.index.to_numpy())
+    store = explored.store
+    places = store.places[rows.index.to_numpy()]
+    seen = store.packed.read(places)
     if config.data.edge_patches == "resize":  # the store's are padded
         seen = np.stack([read_patch(path, stretched=True) for path in paths])
+    if store.stains is not None:
+        seen = store.stains.apply(seen, places)
     for epoch in range(DRAWS):
         views[f"train, epoch {epoch}"] = list(
             augmented(seen, rows.index.to_numpy(copy=True), config.data.augment, config.seed, epoch)
@@ -288,7 +292,8 @@ def augmentation(explored: Explored, config: ExploreConfig, figures: Path) -> Se
     changes = [f"{name}={value}" for name, value in config.data.augment.model_dump().items()]
     return Section(
         "Augmentation",
-        f"data.edge_patches={config.data.edge_patches}; data.augment: {', '.join(changes)}.",
+        f"data.edge_patches={config.data.edge_patches}; data.stain_normalisation="
+        f"{config.data.stain_normalisation}; data.augment: {', '.join(changes)}.",
         [draw_augmentation(figures / "augmentation.png", views, names)],
     )
 
