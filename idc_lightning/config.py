@@ -74,6 +74,12 @@ SHOWN = (
 )
 """Values of a training that can't change its result: places, and what is only shown or logged."""
 
+OF_DEMO = ("data.patients", "data.patches", "data.seed")
+"""Values by which synthetic tissue is drawn."""
+
+PACKED = ("data", "data.root", "data.on_broken", "data.on_conflict", *OF_DEMO)
+"""What decides which patches there are, of which some are chosen and changed later."""
+
 OF_SEARCH = ("sweep.pruning", "sweep.study", "sweep.trial")
 """Values that only a job of a search uses."""
 
@@ -144,6 +150,11 @@ class DataConfig(Section):
     augment: AugmentConfig
 
     @property
+    def is_synthetic(self) -> bool:
+        """Whether the tissue is drawn."""
+        return False
+
+    @property
     def judged_at_once(self) -> int:
         """Patches in a batch of dev or test; of crops whole slides, one by one."""
         return self.eval_batch_size if self.crop == 1 else 1
@@ -170,6 +181,11 @@ class DemoDataConfig(DataConfig):
     patients: Count
     patches: Count | None
     seed: Seed
+
+    @property
+    def is_synthetic(self) -> bool:
+        """As of `DataConfig`; its values may be used of a folder of somebody's own."""
+        return self.root is None
 
 
 class IDCDataConfig(DataConfig):
@@ -652,7 +668,8 @@ class Config(CommandConfig):
     def idle(self, typed: AbstractSet[str]) -> str | None:
         """As `CommandConfig.idle`."""
         return (
-            self._idle_learning(typed)
+            _idle_demo(self.data, typed)
+            or self._idle_learning(typed)
             or self._idle_rate(typed)
             or self._idle_search(typed)
             or self._idle_network(typed)
@@ -764,6 +781,14 @@ class Config(CommandConfig):
         return _hash(values)
 
 
+def _idle_demo(data: AnyData, typed: AbstractSet[str]) -> str | None:
+    """A line on a value of synthetic tissue where it is other tissue."""
+    idle = sorted(typed & set(OF_DEMO))
+    if idle and not data.is_synthetic:
+        return f"{idle[0]} has no effect, since data.root={data.root} is no synthetic tissue"
+    return None
+
+
 def sets_momentum(scheduler: AnyScheduler) -> bool:
     """Whether a scheduler moves the momentum, too."""
     return isinstance(scheduler, CyclicConfig) and scheduler.cycle_momentum is not None
@@ -823,6 +848,10 @@ class ExploreConfig(CommandConfig):
     cache: Path
     seed: Seed
 
+    def idle(self, typed: AbstractSet[str]) -> str | None:
+        """As `CommandConfig.idle`."""
+        return _idle_demo(self.data, typed)
+
 
 class CompareConfig(CommandConfig):
     """What `idc-compare` takes."""
@@ -850,7 +879,10 @@ class PrepareConfig(CommandConfig):
         unread = sorted(key for key in typed if key == "data" or key.startswith("data."))
         if unread and self.clean:
             return f"{unread[0]} has no effect, since clean=true empties the cache: leave it out"
-        return None
+        idle = [key for key in unread if key not in PACKED]
+        if idle:
+            return f"{idle[0]} has no effect on idc-prepare, which packs all patches: leave it out"
+        return _idle_demo(self.data, typed)
 
 
 class EvaluateConfig(CommandConfig):

@@ -213,7 +213,8 @@ def judged_run(
         store=data.store,
         microns=config.data.microns_per_pixel,
         facts={
-            "Data": f"{config.data.name}, {len(data.splits):,} patients",
+            "Data": f"{'demo' if config.data.is_synthetic else 'idc'}, "
+            f"{len(data.splits):,} patients",
             "Split": f"{config.split.name}: "
             + ", ".join(f"{count:,} {split}" for split, count in patients.items()),
             "Network": config.model.backbone,

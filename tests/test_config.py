@@ -440,6 +440,8 @@ FROZEN = ("model.freeze_backbone=true", "data.augment.stain_jitter=0")
         (["experiment=context"], "pretraining.epochs", None),
         ([*JUDGED], "optimizer.lr", "optimizer.lr has no effect, since trainer.epochs=0"),
         ([*JUDGED], "data.augment.turns", "since trainer.epochs=0 learns nothing"),
+        (["data=demo", "data.root=x"], "data.patients", "data.patients has no effect, since data."),
+        (["data=demo"], "data.patients", None),
         ([], "model.frozen_batchnorm", "has no effect: add model.freeze_backbone=true"),
         (["model.freeze_backbone=true"], "model.frozen_batchnorm", None),
         (["model.head.hidden=[]"], "model.head.dropout", "model.head.hidden=[] has no layers"),

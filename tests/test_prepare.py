@@ -146,6 +146,15 @@ def test_data_is_not_named_for_cleaning(command: Command) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "idle", ["data.sample=2", "data.edge_patches=drop", "data.augment.turns=false"]
+)
+def test_what_packing_leaves_alone_is_not_named(command: Command, idle: str) -> None:
+    ended = command("data=idc", "data.root=data", idle)
+    assert ended.code == 1
+    assert f"{idle.partition('=')[0]} has no effect on idc-prepare, which packs all" in ended.err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
 def test_a_cleaned_cache_keeps_what_a_link_leads_to(tmp_path: Path, command: Command) -> None:
     (tmp_path / "elsewhere").mkdir()

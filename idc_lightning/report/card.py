@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from idc_lightning.classifier import IDCClassifier
-from idc_lightning.config import AnyData, DemoDataConfig, sets_momentum
+from idc_lightning.config import AnyData, sets_momentum
 from idc_lightning.data.grid import PATCH
 
 LIMITS = (
@@ -32,7 +32,7 @@ def model_card(model: IDCClassifier, data: AnyData, patients: Mapping[str, int])
         Statements by their names.
     """
     config = model.model_config
-    synthetic = isinstance(data, DemoDataConfig) and data.root is None
+    synthetic = data.is_synthetic
     origin = {"none": "random weights", "imagenet": "ImageNet weights"}
     begins = origin.get(config.weights, f"weights of {config.weights}")
     learns = "and only the head learned" if config.freeze_backbone else "all of it learned"
