@@ -259,7 +259,13 @@ def resume_command(command: Callable[[Config, Path], object], words: Sequence[st
             return
         config, folder = resumed.config, resumed.folder
         try:
-            _attempt(lambda: command(config, folder), folder, own=True, sweeps=False)
+            _attempt(
+                lambda: command(config, folder),
+                folder,
+                own=True,
+                sweeps=False,
+                put_back=resumed.put_back,
+            )
         finally:
             resumed.lock.release()
 
@@ -360,7 +366,14 @@ def _check_ended(folder: Path, config: CommandConfig) -> None:
         )
 
 
-def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool) -> bool:
+def _attempt(
+    run: Callable[[], object],
+    folder: Path,
+    *,
+    own: bool,
+    sweeps: bool,
+    put_back: Callable[[], bool] = lambda: False,
+) -> bool:
     """Run a command, and end the process as told if it fails or is interrupted.
 
     Args:
@@ -368,13 +381,14 @@ def _attempt(run: Callable[[], object], folder: Path, *, own: bool, sweeps: bool
         folder: Its run folder.
         own: Whether the folder is its alone.
         sweeps: Whether it is a job of a sweep, which goes on if the job fails.
+        put_back: Leaves the folder as it was before, or says that it can't.
 
     Returns:
         Whether it ended well.
     """
 
     def aside(reason: str) -> None:
-        if own:
+        if own and not put_back():
             _set_aside(folder, reason, keep=sweeps)
 
     try:

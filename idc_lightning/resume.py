@@ -23,11 +23,13 @@ from idc_lightning.conf_folder import describe, groups_of, keys, unknown_key
 from idc_lightning.config import BOUND, SHOWN, Config, PatchPretrainingConfig, read_config
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.errors import IDCError
-from idc_lightning.files import hold, write_text
+from idc_lightning.files import hold, replaced, write_text
 from idc_lightning.frozen import block_steps
 from idc_lightning.results.run_folders import (
     FAILED,
     KEPT,
+    OF_HYDRA,
+    OVERRIDES,
     REASON,
     RESULTS,
     made_by,
@@ -39,6 +41,12 @@ from idc_lightning.trainer import resolve_accelerator, resolve_precision
 
 WORD = "resume="
 EPOCHS = "trainer.epochs"
+ENDS = ("report.html", RESULTS)
+"""Files that say how a run has ended, the one last that says that it has."""
+
+CHANGED = (OVERRIDES, OF_HYDRA / "config.yaml")
+"""Files that say with which values it runs."""
+
 LOCK = Path(".hydra", ".lock")
 """File in a run folder that the process which runs there holds."""
 
@@ -51,11 +59,31 @@ class Resumed:
         config: Its configuration, with what was changed.
         folder: Its folder.
         lock: Keeps other processes out of the folder.
+        ended: What files of a run that had ended held before it was taken up; empty of others.
+        learned: Its checkpoints then, as `_checkpoints` tells them apart.
     """
 
     config: Config
     folder: Path
     lock: FileLock
+    ended: dict[Path, bytes]
+    learned: list[tuple[str, int]]
+
+    def put_back(self) -> bool:
+        """Leave a run that had ended as it was, if it has learned nothing since.
+
+        Returns:
+            Whether it had and hasn't.
+
+        Raises:
+            IDCError: If a file can't be written.
+        """
+        if not self.ended or _checkpoints(self.folder) != self.learned:
+            return False
+        for path, content in self.ended.items():
+            with replaced(path) as partial:
+                partial.write_bytes(content)
+        return True
 
 
 def take_up(words: Sequence[str]) -> Resumed | None:
@@ -93,9 +121,20 @@ def take_up(words: Sequence[str]) -> Resumed | None:
         _check_prolonged(folder, before, config)
     elif (folder / RESULTS).is_file():
         return None
+    ended = {}
+    if (folder / RESULTS).is_file():
+        places = [folder / name for name in (*CHANGED, *ENDS)]
+        ended = {path: path.read_bytes() for path in places if path.is_file()}
     folder = _unfinished(folder)
     _write(folder, own, typed)
-    return Resumed(config, folder, lock)
+    return Resumed(config, folder, lock, ended, _checkpoints(folder))
+
+
+def _checkpoints(folder: Path) -> list[tuple[str, int]]:
+    """Names of a run's checkpoints, and when they were written."""
+    return sorted(
+        (path.name, path.stat().st_mtime_ns) for path in folder.glob("checkpoints/*.ckpt")
+    )
 
 
 def own_config(folder: Path) -> tuple[DictConfig, Config]:
@@ -249,7 +288,7 @@ def _check_prolonged(folder: Path, before: Config, config: Config) -> None:
 
 def _unfinished(folder: Path) -> Path:
     """The folder under the name of a run that goes on, without what says that it ended."""
-    for name in (RESULTS, "report.html"):
+    for name in ENDS:
         (folder / name).unlink(missing_ok=True)
     # Not by its error.txt, for which a full disk had no room.
     failed = re.fullmatch(rf"(.+){re.escape(FAILED)}\d*", folder.name)
@@ -266,8 +305,8 @@ def _write(folder: Path, config: DictConfig, typed: Sequence[Override]) -> None:
     """Keep what was changed where the run keeps its configuration."""
     if not typed:
         return
-    place = folder / ".hydra" / "overrides.yaml"
+    place, whole = (folder / name for name in CHANGED)
     overrides = {str(word).partition("=")[0]: str(word) for word in read_yaml(place)}
     overrides |= {override.key_or_group: str(override.input_line) for override in typed}
     write_text(place, OmegaConf.to_yaml(list(overrides.values())))
-    write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+    write_text(whole, OmegaConf.to_yaml(config))

@@ -288,6 +288,19 @@ def test_a_head_does_not_go_on_in_other_steps(command: Command, tmp_path: Path) 
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_run_that_had_ended_is_left_as_it_was_if_it_cannot_begin_again(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command(*SMALL, "scheduler=none", "hydra.run.dir=run").code == 0
+    (tmp_path / "run" / "report.html").write_text("of one epoch")
+    before = snapshot(tmp_path / "run")
+    ended = command("resume=run", "trainer.epochs=2", "data.root=nowhere")
+    assert ended.code == 1
+    assert "data.root=nowhere doesn't exist" in ended.err
+    assert snapshot(tmp_path / "run") == before
+    assert [path.name for path in tmp_path.glob("run*")] == ["run"]
+
+
 def test_another_precision_is_refused(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
