@@ -228,6 +228,7 @@ def test_the_state_holds_plain_values_and_comes_back(tmp_path: Path, tissue: Ove
     assert images.tolist() == sorted(image_keys(train["digest"]))
     assert state == {
         "seed": 0,
+        "block": 1,
         "splits": PATIENTS,
         "seen": {"splits": PATIENTS, "images": images},
         "split_hash": data.split_hash(),
