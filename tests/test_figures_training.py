@@ -69,6 +69,16 @@ def test_a_log_becomes_epochs_and_steps(tmp_path: Path) -> None:
     assert curves.test == 0.42
 
 
+def test_a_log_without_the_first_epochs_names_none_as_the_best(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "metrics.csv")
+    log = pd.read_csv(path)
+    log[~(log["epoch"] < 2)].to_csv(path, index=False)  # begun with logger.csv=false
+    curves = read_curves(path, monitor="dev/f1")
+    assert curves.epochs.index.tolist() == [3, 4]
+    assert curves.best is None
+    assert len(draw_training(path, tmp_path / "figures", "dev/f1")) == 3
+
+
 def test_a_log_has_three_pictures(tmp_path: Path) -> None:
     pictures = draw_training(write_log(tmp_path / "metrics.csv"), tmp_path / "figures", "dev/f1")
     assert [picture.path.name for picture in pictures] == [

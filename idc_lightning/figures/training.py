@@ -42,7 +42,8 @@ class Curves:
         steps: One row for each logged step: step, loss, rate (of learning); NaN where one wasn't
             logged.
         monitor: The metric by which the best epoch was taken, such as ``"dev/f1"``.
-        best: Number of the best epoch; None if the metric was never defined.
+        best: Number of the best epoch; None if the metric was never defined, or the log lacks
+            epochs, one of which may have been better.
         test: Loss of the best epoch on test; None if test wasn't judged.
     """
 
@@ -158,7 +159,7 @@ def _last_of(log: pd.DataFrame, key: str, names: dict[str, str]) -> pd.DataFrame
 def _best_epoch(values: pd.Series, monitor: str) -> int | None:
     """The first of the best epochs, which is the one that is kept."""
     defined = values.dropna()
-    if defined.empty:
+    if defined.empty or values.index.tolist() != list(range(1, len(values) + 1)):
         return None
     best = defined.argmin() if better(monitor) == "min" else defined.argmax()
     return int(defined.index.to_numpy()[best])
