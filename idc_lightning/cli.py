@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NoReturn, TypeGuard
 import hydra
 import torch
 from filelock import FileLock
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -46,9 +47,11 @@ from idc_lightning.files import in_units, write_text
 from idc_lightning.memory import keep_freed_memory
 from idc_lightning.results.run_folders import (
     FAILED,
+    KEPT,
     REASON,
     RESULTS,
     failed_jobs,
+    value_in_yaml,
 )
 from idc_lightning.results.sealed import read_results
 from idc_lightning.resume import LOCK, WORD, hold_run, obstacle, own_config, take_up
@@ -329,7 +332,7 @@ def _run_job(
     def run() -> None:
         config = read_config(cfg, schema)
         typed = hydra_config.overrides.task
-        refuse_misread(config, typed)
+        refuse_misread(config, _as_typed(hydra_config))
         refuse_idle(config, typed)
         if not sweeps:
             _refuse_sweep(typed)
@@ -349,6 +352,14 @@ def _run_job(
     if not sweeps:
         return None
     return job_value(folder, cfg) if ended_well else math.nan
+
+
+def _as_typed(hydra_config: HydraConf) -> list[str]:
+    """The words of the command line, which jobs of a sweep have in Hydra's own spelling."""
+    sweep = Path(hydra_config.sweep.dir) / KEPT
+    if hydra_config.mode != RunMode.MULTIRUN or not sweep.is_file():
+        return list(hydra_config.overrides.task)
+    return list(value_in_yaml(sweep, "hydra", "overrides", "task"))
 
 
 def _check_ended(folder: Path, config: CommandConfig) -> None:

@@ -100,7 +100,7 @@ OF_LEARNING = (
 )
 """Values that only a training of at least one epoch uses."""
 
-NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?\d+)?", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 """What Hydra may take for a number."""
 
 BOUND = ("onecycle", "cosine")
@@ -959,13 +959,19 @@ def refuse_misread(config: CommandConfig, overrides: Iterable[str]) -> None:
         for part in key.split("."):
             found = getattr(found, part, None)
         read = found if isinstance(found, list | tuple) else [found]
-        typed = [each.strip() for each in text.strip("[]").split(",")]
-        for name, word in zip(read, typed, strict=False):
-            if isinstance(name, str | Path) and NUMBER.fullmatch(word) and str(name) != word:
+        names = {str(name) for name in read if isinstance(name, str | Path)}
+        for word in (each.strip() for each in text.strip("[]").split(",")):
+            taken = {name for name in names if _number(name) == _number(word) is not None}
+            if taken and word not in names:
                 raise IDCError(
-                    f"{key}={word} is taken for the number {name}: put the name in quotes, "
+                    f"{key}={word} is taken for the number {taken.pop()}: put the name in quotes, "
                     f"'{key}=\"{word}\"'"
                 )
+
+
+def _number(text: str) -> float | None:
+    """The number for which Hydra takes a text, if it does."""
+    return float(text.replace("_", "")) if NUMBER.fullmatch(text) else None
 
 
 def refuse_idle(config: CommandConfig, overrides: Iterable[str]) -> None:

@@ -63,8 +63,6 @@ def read_data(config: ExploreConfig) -> Explored:
     """Find, index, split and read a data set, and look for what is doubtful."""
     source = find_source(config.data, config.cache)
     index = read_index(source.root, on_conflict="drop")
-    check_patients(config.report, index.table)
-    drawn = chosen(index.table["patient_id"].unique(), config.report.patients)
     splits, notes = try_split(index, config)
     table = index.table
     if config.data.sample is not None:
@@ -72,6 +70,8 @@ def read_data(config: ExploreConfig) -> Explored:
             table = table[table["patient_id"].isin(splits.index)].reset_index(drop=True)
         table = sample_patches(table, config.data.sample, seed=config.seed, crop=config.data.crop)
         notes.append(f"read {len(table):,} of {len(index.table):,} patches: data.sample is set")
+    check_patients(config.report, table)
+    drawn = chosen(table["patient_id"].unique(), config.report.patients)
     store = open_store(
         index.root,
         table,

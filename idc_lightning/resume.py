@@ -6,7 +6,7 @@ change the result may be given anew, and a higher number of epochs.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 from idc_lightning import ranks
 from idc_lightning.checkpoints import PRETRAINING, last_checkpoint
 from idc_lightning.conf_folder import describe, groups_of, keys, unknown_key
-from idc_lightning.config import BOUND, SHOWN, Config, PatchPretrainingConfig, read_config
+from idc_lightning.config import (
+    BOUND,
+    SHOWN,
+    Config,
+    PatchPretrainingConfig,
+    read_config,
+    refuse_misread,
+)
 from idc_lightning.data.datamodule import IDCDataModule
 from idc_lightning.errors import IDCError
 from idc_lightning.files import hold, replaced, write_text
@@ -73,16 +80,16 @@ class Resumed:
         """Leave a run that had ended as it was, if it has learned nothing since.
 
         Returns:
-            Whether it had and hasn't.
-
-        Raises:
-            IDCError: If a file can't be written.
+            Whether it is.
         """
         if not self.ended or _checkpoints(self.folder) != self.learned:
             return False
-        for path, content in self.ended.items():
-            with replaced(path) as partial:
-                partial.write_bytes(content)
+        try:
+            for path, content in self.ended.items():
+                with replaced(path) as partial:
+                    partial.write_bytes(content)
+        except IDCError:  # a full disk, which may be why it can't go on
+            return False
         return True
 
 
@@ -111,10 +118,11 @@ def take_up(words: Sequence[str]) -> Resumed | None:
     for override in typed:
         OmegaConf.update(own, override.key_or_group, override.value())
     config = read_config(own, Config)
+    refuse_misread(config, [str(override.input_line) for override in typed])
     idle = config.idle({override.key_or_group for override in typed})
     if idle:
         raise IDCError(idle)
-    problem = _first(_other_steps, config, folder)
+    problem = _other_steps(config, folder)
     if problem:
         raise IDCError(f"can't go on with {folder}: {problem}")
     if config.trainer.epochs != before.trainer.epochs:
@@ -125,8 +133,10 @@ def take_up(words: Sequence[str]) -> Resumed | None:
     if (folder / RESULTS).is_file():
         places = [folder / name for name in (*CHANGED, *ENDS)]
         ended = {path: path.read_bytes() for path in places if path.is_file()}
-    folder = _unfinished(folder)
+    folder = _unfailed(folder)
     _write(folder, own, typed)
+    for name in ENDS:
+        (folder / name).unlink(missing_ok=True)
     return Resumed(config, folder, lock, ended, _checkpoints(folder))
 
 
@@ -172,17 +182,17 @@ def obstacle(config: Config, folder: Path) -> str | None:
     Raises:
         IDCError: If the checkpoint can't be read, or the hardware lacks what is configured.
     """
-    return _first(_obstacle, config, folder)
+    problems = (_obstacle(of, last) for of, last in _trainings(config, folder))
+    return next((problem for problem in problems if problem), None) or _other_steps(config, folder)
 
 
-def _first(check: Callable[[Config, Path], str | None], config: Config, folder: Path) -> str | None:
-    """The first problem of the trainings of a run, each with its last checkpoint."""
-    trainings = {folder: config}
+def _trainings(config: Config, folder: Path) -> list[tuple[Config, Path]]:
+    """The trainings of a run that have begun, the last one first, and their last checkpoints."""
+    found = [(config, last_checkpoint(folder))]
     if isinstance(config.pretraining, PatchPretrainingConfig):
-        trainings[folder / PRETRAINING] = config.of_pretraining(config.pretraining)
-    lasts = {last_checkpoint(place): of for place, of in trainings.items()}
-    problems = (check(of, last) for last, of in lasts.items() if last.is_file())
-    return next((problem for problem in problems if problem), None)
+        before = config.of_pretraining(config.pretraining)
+        found.append((before, last_checkpoint(folder / PRETRAINING)))
+    return [(of, last) for of, last in found if last.is_file()]
 
 
 def _obstacle(config: Config, last: Path) -> str | None:
@@ -195,19 +205,22 @@ def _obstacle(config: Config, last: Path) -> str | None:
             f"it was trained in {content.get('precision')}, and would be in {computes} on this "
             "machine"
         )
-    return _other_steps(config, last)
+    return None
 
 
-def _other_steps(config: Config, last: Path) -> str | None:
+def _other_steps(config: Config, folder: Path) -> str | None:
     """Why a training can't be counted on in the steps in which its last checkpoint has counted."""
-    before = read_checkpoint(last)[IDCDataModule.__qualname__]["block"]
-    processes = ranks.place_of(config.trainer, resolve_accelerator(config.trainer)).world
-    now = block_steps(config, processes)
+    begun = _trainings(config, folder)
+    if not begun:
+        return None
+    of, last = begun[0]
+    now = block_steps(of, ranks.place_of(of.trainer, resolve_accelerator(of.trainer)).world)
+    before = read_checkpoint(last).get(IDCDataModule.__qualname__, {}).get("block", now)
     if now == before:
         return None
     return (
-        f"it took {before} batches in a step of Lightning and would take {now}: give it the "
-        "data.features and the number of processes (trainer.devices) with which it began"
+        f"it took {before} batches in a step of Lightning and would take {now}: go on with its own "
+        "data.features and as many processes as before (GPUs by CUDA_VISIBLE_DEVICES)"
     )
 
 
@@ -286,10 +299,8 @@ def _check_prolonged(folder: Path, before: Config, config: Config) -> None:
         )
 
 
-def _unfinished(folder: Path) -> Path:
-    """The folder under the name of a run that goes on, without what says that it ended."""
-    for name in ENDS:
-        (folder / name).unlink(missing_ok=True)
+def _unfailed(folder: Path) -> Path:
+    """The folder under the name of a run that goes on, without what says that it failed."""
     # Not by its error.txt, for which a full disk had no room.
     failed = re.fullmatch(rf"(.+){re.escape(FAILED)}\d*", folder.name)
     if failed is not None:

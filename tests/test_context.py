@@ -232,7 +232,7 @@ def test_test_is_not_looked_at_before_the_end(run: Path) -> None:
             ("trainer.epochs=0", "data.stain_normalisation=slide"),
             "has learned with data.stain_normalisation=none, where this run has slide",
         ),
-        (("trainer.epochs=0", "data.edge_patches=drop"), "learned with data.edge_patches=pad"),
+        (("trainer.epochs=0", "data.edge_patches=resize"), "learned with data.edge_patches=pad"),
     ],
 )
 def test_weights_that_cannot_be_taken_are_told(

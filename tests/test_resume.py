@@ -281,7 +281,7 @@ def test_a_head_does_not_go_on_in_other_steps(command: Command, tmp_path: Path) 
     assert command(*SMALL, *head, "hydra.run.dir=run").code == 0
     ended = command("resume=run", "trainer.epochs=2", "data.features=off")
     assert ended.code == 1
-    assert "it took 50 batches in a step of Lightning and would take 1: give it the" in ended.err
+    assert "it took 50 batches in a step of Lightning and would take 1: go on with" in ended.err
     assert (tmp_path / "run" / "results.json").is_file()
     (tmp_path / "run" / "report.html").write_text("of one epoch")
     assert command("resume=run", "trainer.epochs=2").code == 0
@@ -297,6 +297,8 @@ def test_a_run_that_had_ended_is_left_as_it_was_if_it_cannot_begin_again(
     ended = command("resume=run", "trainer.epochs=2", "data.root=nowhere")
     assert ended.code == 1
     assert "data.root=nowhere doesn't exist" in ended.err
+    ended = command("resume=run", "trainer.epochs=2", "data.root=2024_01")
+    assert "data.root=2024_01 is taken for the number 202401" in ended.err
     assert snapshot(tmp_path / "run") == before
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]
 

@@ -317,3 +317,13 @@ def test_a_sweep_gives_its_metric_to_whoever_searches(
     assert command(*GRID[:-1], "seed=0", "sweep.metric=auroc").code == 0
     results = json.loads((tmp_path / "grid" / "0" / "results.json").read_text())
     assert given == [results["dev"]["auroc"]["value"]]
+
+
+def test_a_name_that_reads_as_another_number_is_refused_in_each_job(command: Command) -> None:
+    small = [word for word in SMALL if not word.startswith(("data.patients", "data.patches"))]
+    ended = command("-m", *small, "data=idc", "data.root=2024_01_15", "seed=0,1")
+    assert ended.code == 1
+    for job in (0, 1):
+        assert (
+            f"error: job {job}: data.root=2024_01_15 is taken for the number 20240115" in ended.err
+        )

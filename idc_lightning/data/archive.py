@@ -52,7 +52,7 @@ def unpack(archive: Path, cache: Path) -> Path:
     """
     state = archive.stat()
     key = hashlib.sha256(
-        os.fsencode(archive.resolve()) + f"|{state.st_size}|{state.st_mtime_ns}".encode()
+        os.fsencode(archive.resolve()) + f"|{state.st_size}|{state.st_mtime_ns}|{COUNTS}".encode()
     ).hexdigest()[:16]
     folder = cache / "archives" / f"{archive.stem}-{key}"
     with made_once(folder) as partial:

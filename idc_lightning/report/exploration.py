@@ -273,13 +273,12 @@ def augmentation(explored: Explored, config: ExploreConfig, figures: Path) -> Se
     rows = previewed(explored.store.table, config)
     paths = [explored.root / path for path in rows["path"]]
     views = {"file": [read_patch(path) for path in paths]}
-    store = explored.store
-    places = store.places[rows.index.to_numpy()]
-    seen = store.packed.read(places)
+    store, numbers = explored.store, rows.index.to_numpy()
+    seen = store.read_input(numbers)
     if config.data.edge_patches == "resize":  # the store's are padded
         seen = np.stack([read_patch(path, stretched=True) for path in paths])
-    if store.stains is not None:
-        seen = store.stains.apply(seen, places)
+        if store.stains is not None:
+            seen = store.stains.apply(seen, store.places[numbers])
     for epoch in range(DRAWS):
         views[f"train, epoch {epoch}"] = list(
             augmented(seen, rows.index.to_numpy(copy=True), config.data.augment, config.seed, epoch)

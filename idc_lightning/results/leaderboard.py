@@ -310,7 +310,10 @@ def _reference(pooled: Sequence[_Pooled], run: Path | None, folder: Path) -> _Po
         (
             each
             for each in pooled
-            if any(run in (Path(other.name), other.path) for other in each.runs)
+            if any(
+                run == Path(other.name) or run.expanduser().resolve() == other.path.resolve()
+                for other in each.runs
+            )
         ),
         None,
     )
