@@ -46,7 +46,7 @@ def terminable() -> Iterator[None]:
             raise Terminated(CODE) from error
         raise
     finally:
-        _State.deferred = False
+        _State.received, _State.deferred = None, False
         signal.signal(signal.SIGTERM, before)
 
 

@@ -83,6 +83,7 @@ def fail_while_an_end_is_put_off(*, told: bool) -> None:
 def test_a_block_that_fails_while_an_end_is_put_off_ends_for_it() -> None:
     with pytest.raises(Terminated):
         fail_while_an_end_is_put_off(told=True)
+    assert waited() is None  # what follows outside of a block is not ended for it
 
 
 def test_a_block_that_failed_puts_off_no_end_of_the_one_around_it() -> None:
