@@ -152,6 +152,7 @@ def test_each_file_runs_with_each_experiment(
     words = [*EXPERIMENTS[experiment], *debug, *NET, "trainer=cpu", "report=none"]
     if word == "pretraining=none":
         words = [each for each in words if each not in PRETRAINING]
+        words.append("model.context.with_single=false")  # there is no second network
     if word.startswith("data"):
         words = [each for each in words if not each.startswith(SMALL[:2])]
         words = ["data.patients=12", "data.patches=480", *words] if word == "data=demo" else words
