@@ -205,6 +205,8 @@ def test_all_are_compared_to_the_run_that_is_named(tmp_path: Path) -> None:
     assert found.ranked[0].name == "high/0, high/1, high/2"
     high, low = (each for each in found.ranked if each.folds)
     assert found.base is low
+    assert found.reference == "low/1"
+    assert board(tmp_path, "auroc", tmp_path / "low" / "2").reference == "low/2"
     for name, interval in high.differences["test"].items():
         assert interval.value == pytest.approx(
             high.metrics["test"][name].value - low.metrics["test"][name].value

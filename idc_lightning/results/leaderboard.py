@@ -167,8 +167,7 @@ def rank_runs(
         for of_configuration in configurations(run for run in runs if run.results is not None)
     ]
     pooled.sort(key=lambda each: each.order(metric))
-    base = _reference(pooled, reference, folder)
-    named = str(reference) if reference is not None else "the best on dev"
+    base, named = _reference(pooled, reference, folder)
     ranked = [
         Configuration(
             runs=each.runs,
@@ -302,32 +301,29 @@ class _Pooled:
         return not self.complete, value is None, number if metric in LOWER else -number
 
 
-def _reference(pooled: Sequence[_Pooled], run: Path | None, folder: Path) -> _Pooled | None:
-    """The configuration of a run, or the first if there is any."""
-    if run is None:
-        return pooled[0] if pooled else None
-    found = next(
-        (
-            each
-            for each in pooled
-            if any(
-                run == Path(other.name) or run.expanduser().resolve() == other.path.resolve()
-                for other in each.runs
-            )
-        ),
-        None,
+def _reference(
+    pooled: Sequence[_Pooled], reference: Path | None, folder: Path
+) -> tuple[_Pooled | None, str]:
+    """The configuration to which the others are compared, and what it is called.
+
+    That is the one of a run, or the first if there is any.
+    """
+    if reference is None:
+        return (pooled[0] if pooled else None), "the best on dev"
+    place = reference.expanduser().resolve()
+    for each in pooled:
+        for run in each.runs:
+            if reference == Path(run.name) or place == run.path.resolve():
+                if each.complete:
+                    return each, run.name
+                raise IDCError(
+                    f"reference={reference} has results of {len(each.runs)} of {each.folds} "
+                    "folds: run the others, or compare to a run that has all"
+                )
+    there = listed([run.name for each in pooled for run in each.runs]) or "none"
+    raise IDCError(
+        f"reference={reference} is no run below {folder} that ended well: those are {there}"
     )
-    if found is None:
-        there = listed([other.name for each in pooled for other in each.runs]) or "none"
-        raise IDCError(
-            f"reference={run} is no run below {folder} that ended well: those are {there}"
-        )
-    if not found.complete:
-        raise IDCError(
-            f"reference={run} has results of {len(found.runs)} of {found.folds} folds: run the "
-            "others, or compare to a run that has all"
-        )
-    return found
 
 
 def _spread(runs: Sequence[RunFolder], split: str) -> dict[str, Spread]:
