@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -122,7 +123,7 @@ def take_up(words: Sequence[str]) -> Resumed | None:
     idle = config.idle({override.key_or_group for override in typed})
     if idle:
         raise IDCError(idle)
-    problem = _other_steps(config, folder)
+    problem = _other_steps(_steps(before, folder), _steps(config, folder))
     if problem:
         raise IDCError(f"can't go on with {folder}: {problem}")
     if config.trainer.epochs != before.trainer.epochs:
@@ -182,8 +183,16 @@ def obstacle(config: Config, folder: Path) -> str | None:
     Raises:
         IDCError: If the checkpoint can't be read, or the hardware lacks what is configured.
     """
-    problems = (_obstacle(of, last) for of, last in _trainings(config, folder))
-    return next((problem for problem in problems if problem), None) or _other_steps(config, folder)
+    for number, (of, last) in enumerate(_trainings(config, folder)):
+        content = read_checkpoint(last)
+        problem = _obstacle(of, last, content)
+        if not problem and number == 0:
+            now = _steps(config, folder)
+            before = content.get(IDCDataModule.__qualname__, {}).get("block", now)
+            problem = _other_steps(before, now)
+        if problem:
+            return problem
+    return None
 
 
 def _trainings(config: Config, folder: Path) -> list[tuple[Config, Path]]:
@@ -195,8 +204,7 @@ def _trainings(config: Config, folder: Path) -> list[tuple[Config, Path]]:
     return [(of, last) for of, last in found if last.is_file()]
 
 
-def _obstacle(config: Config, last: Path) -> str | None:
-    content = read_checkpoint(last)
+def _obstacle(config: Config, last: Path, content: dict[str, Any]) -> str | None:
     if content.get("course") != config.course():
         return f"{last} was trained with other values than those of its run's .hydra/config.yaml"
     computes = resolve_precision(config.trainer, resolve_accelerator(config.trainer))
@@ -208,14 +216,17 @@ def _obstacle(config: Config, last: Path) -> str | None:
     return None
 
 
-def _other_steps(config: Config, folder: Path) -> str | None:
-    """Why a training can't be counted on in the steps in which its last checkpoint has counted."""
+def _steps(config: Config, folder: Path) -> int | None:
+    """Batches in a step of the training that would go on here; None if none has begun."""
     begun = _trainings(config, folder)
     if not begun:
         return None
-    of, last = begun[0]
-    now = block_steps(of, ranks.place_of(of.trainer, resolve_accelerator(of.trainer)).world)
-    before = read_checkpoint(last).get(IDCDataModule.__qualname__, {}).get("block", now)
+    of, _ = begun[0]
+    return block_steps(of, ranks.place_of(of.trainer, resolve_accelerator(of.trainer)).world)
+
+
+def _other_steps(before: int | None, now: int | None) -> str | None:
+    """Why a training can't be counted on in other steps than those in which it has counted."""
     if now == before:
         return None
     return (

@@ -34,7 +34,7 @@ def find_source(data: AnyData, cache: Path) -> Source:
     Raises:
         IDCError: If there is no such folder or archive.
     """
-    if isinstance(data, DemoDataConfig) and data.root is None:
+    if isinstance(data, DemoDataConfig) and data.is_synthetic:
         return Source(_demo(data, cache.expanduser()))
     if data.root is None:
         raise IDCError(
