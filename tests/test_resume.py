@@ -145,6 +145,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("undisturbed")  # has filled the cache, so that moments are alike
 def test_a_run_that_is_killed_while_it_is_judged_goes_on(tmp_path: Path) -> None:
     """Dev and test are judged, and results are written, after the last step of training."""
     recipe = (*RUN, "scheduler=none", "trainer.epochs=1")
